@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// NMS over given boxes on the CPU: batched_nms (one list, any groups, torchvision's answers) and multiclass_nms (a
+// batch with fixed-size outputs). The work is in greedy.h: each candidate against the kept boxes of its group.
+#include "batched_nms.h"
+
+#include "batched_nms_workspace.h"
+#include "detect.h"
+#include "dispatch.h"
+
+namespace fastyolo {
+namespace FASTYOLO_ISA {
+namespace {
+
+// Candidates that are tested against the boxes kept so far in one parallel step.
+constexpr int64_t kStep = 1024;
+// Below this many tests of 16 boxes a step is not worth waking threads for (~20 ns each).
+constexpr int64_t kParallelTests = 4096;
+
+// Numbers the groups 0, 1, ... in order of first appearance: an open-addressing table of twice the size.
+int64_t number_groups(const int64_t* idxs, int64_t count, int64_t* slot_idx, int32_t* slot_group, int64_t slots,
+                      int32_t* group) {
+  std::fill_n(slot_group, slots, -1);
+  int32_t groups = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    // Fibonacci hashing: the multiplier is 2^64 divided by the golden ratio.
+    const uint64_t hash = static_cast<uint64_t>(idxs[i]) * 0x9e3779b97f4a7c15u;
+    int64_t slot = static_cast<int64_t>(hash >> 32) & (slots - 1);
+    while (slot_group[slot] >= 0 && slot_idx[slot] != idxs[i]) slot = (slot + 1) & (slots - 1);
+    if (slot_group[slot] < 0) {
+      slot_idx[slot] = idxs[i];
+      slot_group[slot] = groups++;
+    }
+    group[i] = slot_group[slot];
+  }
+  return groups;
+}
+
+template <class T>
+void suppress(const BatchedNmsParams& p, const ParallelFor& parallel_for) {
+  using C = Compute<T>;
+  const BatchedNmsWorkspace layout(p.count, p.max_det, p.idxs != nullptr, sizeof(C));
+  char* workspace = static_cast<char*>(p.workspace);
+  auto* keys = reinterpret_cast<Key<C>*>(workspace + layout.keys_offset);
+  auto* blocks = reinterpret_cast<KeptBlock<C>*>(workspace + layout.blocks_offset);
+  auto* heads = reinterpret_cast<int32_t*>(workspace + layout.heads_offset);
+  auto* dead = reinterpret_cast<uint8_t*>(workspace + layout.dead_offset);
+  int32_t* group = nullptr;
+  int64_t groups = 1;
+  if (p.idxs) {
+    group = reinterpret_cast<int32_t*>(workspace + layout.group_offset);
+    groups = number_groups(p.idxs, p.count, reinterpret_cast<int64_t*>(workspace + layout.slot_idx_offset),
+                           reinterpret_cast<int32_t*>(workspace + layout.slot_group_offset), layout.slots, group);
+  }
+  const T* scores = static_cast<const T*>(p.scores);
+  const T* coordinates = static_cast<const T*>(p.boxes);
+  for (int64_t i = 0; i < p.count; ++i) keys[i] = make_key(convert<C>(scores[i]), static_cast<uint32_t>(i));
+
+  const auto box_of = [&](uint32_t i) {
+    const T* b = coordinates + int64_t{4} * i;
+    return Box<C>{convert<C>(b[0]), convert<C>(b[1]), convert<C>(b[2]), convert<C>(b[3])};
+  };
+  const auto group_of = [&](uint32_t i) { return group ? group[i] : 0; };
+
+  C bound;
+  if constexpr (sizeof(C) == sizeof(double)) {
+    bound = p.iou_threshold;
+  } else {
+    bound = round_down(p.iou_threshold);
+  }
+  Greedy<C> greedy(heads, groups, blocks, bound);
+  int64_t kept = 0;
+  BestFirst<Key<C>> chunks(keys, p.count, kStep);
+  const Key<C>* first;
+  const Key<C>* last;
+  while (kept < p.max_det && chunks.next(first, last)) {
+    for (const Key<C>* step = first; step < last && kept < p.max_det; step += kStep) {
+      const int64_t size = std::min<int64_t>(kStep, last - step);
+      // Most of a long run's time is here, and candidates do not depend on each other: against what is already kept
+      // they are tested in parallel, against each other in order.
+      const int32_t since = greedy.num_blocks();
+      const bool parallel = parallel_for.num_threads() > 1 && size * since / groups >= kParallelTests;
+      if (parallel) {
+        parallel_for(size, 64, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const uint32_t index = index_of(step[i]);
+            dead[i] = greedy.is_suppressed(group_of(index), box_of(index));
+          }
+        });
+      }
+      for (int64_t i = 0; i < size && kept < p.max_det; ++i) {
+        if (parallel && dead[i]) continue;
+        const uint32_t index = index_of(step[i]);
+        const Box<C> box = box_of(index);
+        if (greedy.is_suppressed(group_of(index), box, parallel ? since : 0)) continue;
+        greedy.keep(group_of(index), box);
+        p.keep[kept++] = index;
+      }
+    }
+  }
+  *p.num_keep = static_cast<int32_t>(kept);
+  std::fill_n(p.keep + kept, p.count - kept, int64_t{-1});
+}
+
+template <class T>
+class GivenBoxes {
+ public:
+  explicit GivenBoxes(const MulticlassNmsParams& params) : p_(params) {}
+
+  void operator()(int64_t image, AnchorSet& wanted, float* boxes) const {
+    const T* data = static_cast<const T*>(p_.boxes) + image * p_.boxes_stride_b;
+    wanted.drain([&](int64_t n) {
+      const T* box = data + n * p_.boxes_stride_n;
+      for (int64_t i = 0; i < 4; ++i) boxes[4 * n + i] = convert<float>(box[i * p_.boxes_stride_c]);
+    });
+  }
+
+ private:
+  const MulticlassNmsParams& p_;
+};
+
+}  // namespace
+
+Status batched_nms_cpu(const BatchedNmsParams& p, const ParallelFor& parallel_for) {
+  const int64_t needed = batched_nms_cpu_workspace_bytes(p, parallel_for.num_threads());
+  if (p.workspace_bytes < needed) {
+    return Status::error("workspace must hold %lld bytes, got %lld", static_cast<long long>(needed),
+                         static_cast<long long>(p.workspace_bytes));
+  }
+  return dispatch_dtype<DType::kFloat32, DType::kBFloat16, DType::kFloat64>(
+      "boxes and scores", p.dtype, [&](auto dtype) {
+        suppress<Element<dtype.value>>(p, parallel_for);
+        return Status{};
+      });
+}
+
+Status multiclass_nms_cpu(const MulticlassNmsParams& p, const ParallelFor& parallel_for) {
+  const int64_t needed = multiclass_nms_cpu_workspace_bytes(p, parallel_for.num_threads());
+  if (p.workspace_bytes < needed) {
+    return Status::error("workspace must hold %lld bytes, got %lld", static_cast<long long>(needed),
+                         static_cast<long long>(p.workspace_bytes));
+  }
+  HeadMap scores;  // one level, one row
+  scores.data = p.scores;
+  scores.height = 1;
+  scores.width = p.count;
+  scores.stride_b = p.scores_stride_b;
+  scores.stride_c = p.scores_stride_c;
+  scores.stride_w = p.scores_stride_n;
+  const DetectionTask task{&scores,
+                           1,
+                           p.batch,
+                           p.count,
+                           p.classes,
+                           round_down(p.settings.score_threshold),
+                           /*values_are_logits=*/false,
+                           &p.settings,
+                           &p.out,
+                           static_cast<char*>(p.workspace)};
+  return dispatch_dtype<DType::kFloat32, DType::kBFloat16, DType::kFloat64>(
+      "boxes and scores", p.dtype, [&](auto dtype) {
+        using T = Element<dtype.value>;
+        const GivenBoxes<T> boxes(p);
+        Detector<T, GivenBoxes<T>>(task, boxes, parallel_for.num_threads()).run(parallel_for);
+        return Status{};
+      });
+}
+
+}  // namespace FASTYOLO_ISA
+}  // namespace fastyolo

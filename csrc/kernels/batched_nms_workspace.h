@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the CPU side of batched_nms divides its workspace.
+#pragma once
+
+#include <algorithm>
+
+#include "common.h"
+
+namespace fastyolo {
+namespace {
+
+struct BatchedNmsWorkspace {
+  int64_t keys_offset;        // Key<T> [N]: 8 bytes for float32, 16 for float64
+  int64_t blocks_offset;      // KeptBlock<T>: 384 or 704 bytes
+  int64_t heads_offset;       // int32 [groups]
+  int64_t dead_offset;        // uint8 [1024]
+  int64_t group_offset;       // int32 [N], with groups only, as the two below
+  int64_t slot_idx_offset;    // int64 [slots]
+  int64_t slot_group_offset;  // int32 [slots]
+  int64_t slots = 1;          // a power of two, at least 2 N
+  int64_t bytes = 0;
+
+  static constexpr int64_t block_bytes(int64_t element_bytes) { return align_to_line(80 * element_bytes + 8); }
+  static constexpr int64_t align_to_line(int64_t bytes) { return ceil_div<int64_t>(bytes, 64) * 64; }
+
+  BatchedNmsWorkspace(int64_t count, int64_t max_det, bool grouped, int64_t element_bytes) {
+    const auto take = [this](int64_t size) {
+      const int64_t offset = bytes;
+      bytes += align_up(size);
+      return offset;
+    };
+    const int64_t kept = std::min(count, max_det);
+    const int64_t groups = grouped ? count : 1;
+    keys_offset = take(count * 2 * element_bytes);
+    blocks_offset = take((ceil_div<int64_t>(kept, 16) + std::min(groups, kept)) * block_bytes(element_bytes));
+    heads_offset = take(groups * 4);
+    dead_offset = take(1024);
+    group_offset = slot_idx_offset = slot_group_offset = bytes;
+    if (grouped) {
+      while (slots < 2 * count) slots *= 2;
+      group_offset = take(count * 4);
+      slot_idx_offset = take(slots * 8);
+      slot_group_offset = take(slots * 4);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fastyolo

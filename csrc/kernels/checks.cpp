@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every device checks before it touches data: sizes, thresholds and limits, one sentence each.
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <initializer_list>
+#include <limits>
+
+#include "batched_nms.h"
+#include "decode_nms.h"
+#include "dfl_decode.h"
+
+namespace fastyolo {
+
+namespace {
+
+using Long = long long;  // for printf
+
+bool is_probability(double value) { return value >= 0.0 && value <= 1.0; }  // false for NaN
+
+// True if the product of the sizes is above kMaxElements, without overflowing on the way.
+template <class... Sizes>
+bool too_large(Sizes... sizes) {
+  for (int64_t size : {static_cast<int64_t>(sizes)...}) {
+    if (size == 0) return false;
+  }
+  int64_t product = 1;
+  for (int64_t size : {static_cast<int64_t>(sizes)...}) {
+    if (size > kMaxElements / product) return true;
+    product *= size;
+  }
+  return false;
+}
+
+}  // namespace
+
+Status Status::error(const char* format, ...) {
+  Status status;
+  std::va_list args;
+  va_start(args, format);
+  std::vsnprintf(status.message, sizeof(status.message), format, args);
+  va_end(args);
+  return status;
+}
+
+float round_down(double threshold) {
+  const float nearest = static_cast<float>(threshold);
+  return static_cast<double>(nearest) > threshold ? std::nextafter(nearest, -std::numeric_limits<float>::infinity())
+                                                  : nearest;
+}
+
+float logit_bound(double probability) {
+  if (probability <= 0.0) return -std::numeric_limits<float>::infinity();
+  if (probability >= 1.0) return std::numeric_limits<float>::infinity();
+  return round_down(std::log(probability) - std::log1p(-probability));
+}
+
+Status check_nms_settings(const NmsSettings& s, int64_t classes) {
+  if (!is_probability(s.score_threshold)) {
+    return Status::error("score_threshold must be in [0, 1], got %g", s.score_threshold);
+  }
+  if (!is_probability(s.iou_threshold)) {
+    return Status::error("iou_threshold must be in [0, 1], got %g", s.iou_threshold);
+  }
+  if (s.max_det < 0 || s.max_det > kMaxDetections) {
+    return Status::error("max_det must be in [0, %lld], got %lld", Long{kMaxDetections}, Long{s.max_det});
+  }
+  if (s.max_candidates < 1 || s.max_candidates > kMaxCandidates) {
+    return Status::error("max_candidates must be in [1, %lld], got %lld", Long{kMaxCandidates}, Long{s.max_candidates});
+  }
+  if (s.filter.enabled && classes > kMaxFilteredClasses) {
+    return Status::error("classes can filter models of at most %lld classes, this one has %lld",
+                         Long{kMaxFilteredClasses}, Long{classes});
+  }
+  return Status{};
+}
+
+Status check_decode_nms(const DecodeNmsParams& p) {
+  if (p.levels < 1 || p.levels > kMaxLevels) {
+    return Status::error("box_maps must hold 1 to %d levels, got %d", kMaxLevels, p.levels);
+  }
+  if (p.classes < 1) return Status::error("cls_maps must have at least 1 channel, got %lld", Long{p.classes});
+  if (p.bins < 1 || p.bins > kMaxBins) {
+    return Status::error("box_maps must have 4 to %lld channels, got %lld", Long{4 * kMaxBins}, Long{4 * p.bins});
+  }
+  for (int32_t l = 0; l < p.levels; ++l) {
+    const HeadMap& box = p.box_maps[l];
+    const HeadMap& cls = p.cls_maps[l];
+    if (box.height != cls.height || box.width != cls.width) {
+      return Status::error("cls_maps[%d] must be %lldx%lld like box_maps[%d], got %lldx%lld", l, Long{box.height},
+                           Long{box.width}, l, Long{cls.height}, Long{cls.width});
+    }
+    if (!(p.strides[l] > 0) || !std::isfinite(p.strides[l])) {
+      return Status::error("strides[%d] must be a positive number of pixels, got %g", l, p.strides[l]);
+    }
+    if (too_large(p.batch, 4 * p.bins, box.height, box.width)) {
+      return Status::error("box_maps[%d] has more than 2^31 - 1 elements (%lldx%lldx%lldx%lld); split the batch", l,
+                           Long{p.batch}, Long{4 * p.bins}, Long{box.height}, Long{box.width});
+    }
+    if (too_large(p.batch, p.classes, cls.height, cls.width)) {
+      return Status::error("cls_maps[%d] has more than 2^31 - 1 elements (%lldx%lldx%lldx%lld); split the batch", l,
+                           Long{p.batch}, Long{p.classes}, Long{cls.height}, Long{cls.width});
+    }
+  }
+  if (too_large(p.anchors(), p.classes)) {
+    return Status::error("cls_maps have more than 2^31 - 1 scores per image (%lld anchors x %lld classes)",
+                         Long{p.anchors()}, Long{p.classes});
+  }
+  if (too_large(p.batch, p.settings.max_det, 4)) {
+    return Status::error("boxes would have more than 2^31 - 1 elements (batch %lld, max_det %lld); split the batch",
+                         Long{p.batch}, Long{p.settings.max_det});
+  }
+  return check_nms_settings(p.settings, p.classes);
+}
+
+Status check_multiclass_nms(const MulticlassNmsParams& p) {
+  if (p.classes < 1) return Status::error("scores must have at least 1 class, got %lld", Long{p.classes});
+  if (too_large(p.batch, p.classes, p.count)) {
+    return Status::error("scores have more than 2^31 - 1 elements (%lldx%lldx%lld); split the batch", Long{p.batch},
+                         Long{p.classes}, Long{p.count});
+  }
+  if (too_large(p.batch, p.count, 4)) {
+    return Status::error("boxes have more than 2^31 - 1 elements (%lldx%lldx4); split the batch", Long{p.batch},
+                         Long{p.count});
+  }
+  if (too_large(p.batch, p.settings.max_det, 4)) {
+    return Status::error("boxes would have more than 2^31 - 1 elements (batch %lld, max_det %lld); split the batch",
+                         Long{p.batch}, Long{p.settings.max_det});
+  }
+  return check_nms_settings(p.settings, p.classes);
+}
+
+Status check_batched_nms(const BatchedNmsParams& p) {
+  if (!is_probability(p.iou_threshold)) {
+    return Status::error("iou_threshold must be in [0, 1], got %g", p.iou_threshold);
+  }
+  if (too_large(p.count, 4)) {
+    return Status::error("boxes have more than 2^31 - 1 elements (%lldx4)", Long{p.count});
+  }
+  if (p.max_det < 0) return Status::error("max_det must not be negative, got %lld", Long{p.max_det});
+  return Status{};
+}
+
+Status check_dfl_decode(const DflDecodeParams& p) {
+  if (p.bins < 1 || p.bins > kMaxBins) {
+    return Status::error("logits must have 4 to %lld channels, got %lld", Long{4 * kMaxBins}, Long{4 * p.bins});
+  }
+  if (too_large(p.batch, 4 * p.bins, p.anchors)) {
+    return Status::error("logits have more than 2^31 - 1 elements (%lldx%lldx%lld); split the batch", Long{p.batch},
+                         Long{4 * p.bins}, Long{p.anchors});
+  }
+  return Status{};
+}
+
+}  // namespace fastyolo

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU entries: check the parameters, then call the kernels of the best instruction set that this machine has.
+#include <cstdlib>
+#include <string_view>
+
+#include "batched_nms.h"
+#include "batched_nms_workspace.h"
+#include "decode_nms.h"
+#include "detection_workspace.h"
+#include "dfl_decode.h"
+#include "isa.h"
+
+namespace fastyolo {
+
+// What every instruction set's build of the kernel sources defines.
+#define FASTYOLO_CPU_KERNELS(isa)                                                             \
+  namespace isa {                                                                             \
+  Status batched_nms_cpu(const BatchedNmsParams&, const ParallelFor&);                        \
+  Status multiclass_nms_cpu(const MulticlassNmsParams&, const ParallelFor&);                  \
+  Status decode_nms_cpu(const DecodeNmsParams&, const ParallelFor&);                          \
+  Status dfl_decode_cpu(const DflDecodeParams&, const ParallelFor&);                          \
+  Status dfl_decode_backward_cpu(const DflDecodeParams&, const ParallelFor&);                 \
+  constexpr CpuKernels kKernels = {#isa,           batched_nms_cpu, multiclass_nms_cpu,       \
+                                   decode_nms_cpu, dfl_decode_cpu,  dfl_decode_backward_cpu}; \
+  }
+
+namespace {
+
+struct CpuKernels {
+  const char* name;
+  Status (*batched_nms)(const BatchedNmsParams&, const ParallelFor&);
+  Status (*multiclass_nms)(const MulticlassNmsParams&, const ParallelFor&);
+  Status (*decode_nms)(const DecodeNmsParams&, const ParallelFor&);
+  Status (*dfl_decode)(const DflDecodeParams&, const ParallelFor&);
+  Status (*dfl_decode_backward)(const DflDecodeParams&, const ParallelFor&);
+};
+
+}  // namespace
+
+FASTYOLO_CPU_KERNELS(baseline)
+#ifdef FASTYOLO_X86
+FASTYOLO_CPU_KERNELS(avx2)
+FASTYOLO_CPU_KERNELS(avx512)
+#endif
+#undef FASTYOLO_CPU_KERNELS
+
+namespace {
+
+const CpuKernels& select_kernels() {
+#ifdef FASTYOLO_X86
+  // A wish for a set that the CPU lacks falls to the best one it has: an illegal instruction helps nobody.
+  const char* variable = std::getenv("FASTYOLO_CPU_ISA");
+  const std::string_view wish = variable ? variable : "";
+  __builtin_cpu_init();
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (has_avx512 && wish != "avx2" && wish != "baseline") return avx512::kKernels;
+  if (has_avx2 && wish != "baseline") return avx2::kKernels;
+#endif
+  return baseline::kKernels;
+}
+
+const CpuKernels& kernels() {
+  static const CpuKernels& selected = select_kernels();
+  return selected;
+}
+
+}  // namespace
+
+const char* cpu_isa_name() { return kernels().name; }
+
+int64_t batched_nms_cpu_workspace_bytes(const BatchedNmsParams& p, int) {
+  const int64_t element_bytes = p.dtype == DType::kFloat64 ? 8 : 4;
+  return BatchedNmsWorkspace(p.count, p.max_det, p.idxs != nullptr, element_bytes).bytes;
+}
+
+int64_t multiclass_nms_cpu_workspace_bytes(const MulticlassNmsParams& p, int num_threads) {
+  return DetectionWorkspace(p.batch, p.count, p.classes, p.settings, num_threads).bytes();
+}
+
+int64_t decode_nms_cpu_workspace_bytes(const DecodeNmsParams& p, int num_threads) {
+  return DetectionWorkspace(p.batch, p.anchors(), p.classes, p.settings, num_threads).bytes();
+}
+
+Status batched_nms_cpu(const BatchedNmsParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_batched_nms(params);
+  return status.ok() ? kernels().batched_nms(params, parallel_for) : status;
+}
+
+Status multiclass_nms_cpu(const MulticlassNmsParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_multiclass_nms(params);
+  return status.ok() ? kernels().multiclass_nms(params, parallel_for) : status;
+}
+
+Status decode_nms_cpu(const DecodeNmsParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_decode_nms(params);
+  return status.ok() ? kernels().decode_nms(params, parallel_for) : status;
+}
+
+Status dfl_decode_cpu(const DflDecodeParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_dfl_decode(params);
+  return status.ok() ? kernels().dfl_decode(params, parallel_for) : status;
+}
+
+Status dfl_decode_backward_cpu(const DflDecodeParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_dfl_decode(params);
+  return status.ok() ? kernels().dfl_decode_backward(params, parallel_for) : status;
+}
+
+}  // namespace fastyolo
