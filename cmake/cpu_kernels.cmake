@@ -2,7 +2,9 @@
 # load. Everything that a kernel source defines or instantiates has internal linkage, apart from its entries: a shared
 # inline function compiled for AVX-512 must not be the copy that the linker keeps for the baseline.
 set(FASTYOLO_CXX_OPTIONS
-  -Wall -Wextra -Wno-psabi -fno-math-errno -ffp-contract=off -fmacro-prefix-map=${CMAKE_SOURCE_DIR}/=)
+  -Wall -Wextra -Wno-psabi -fno-math-errno -ffp-contract=off
+  # Not for CUDA: nvcc loses the quotes around a path with spaces.
+  "$<$<COMPILE_LANGUAGE:CXX>:-fmacro-prefix-map=${CMAKE_SOURCE_DIR}/=>")
 
 function(fastyolo_add_cpu_kernels target)
   set(isas baseline)

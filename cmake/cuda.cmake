@@ -11,7 +11,7 @@ if(cuda_choice STREQUAL "auto" OR FASTYOLO_CUDA)
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
-    if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
+    if(NOT CMAKE_CUDA_ARCHITECTURES)
       # Turing to Blackwell, and PTX of the last for what comes after. nvcc 13 starts at 7.5.
       set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 87-real 89-real 90-real 100-real 120)
     endif()

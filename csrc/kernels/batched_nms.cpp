@@ -13,8 +13,9 @@ namespace {
 
 // Candidates that are tested against the boxes kept so far in one parallel step.
 constexpr int64_t kStep = 1024;
-// Below this many tests of 16 boxes a step is not worth waking threads for (~20 ns each).
-constexpr int64_t kParallelTests = 4096;
+// Below this many tests of 16 boxes (~10 ns each) a step is not worth waking threads for: on a busy machine that costs
+// a time slice.
+constexpr int64_t kParallelTests = 100000;
 
 // Numbers the groups 0, 1, ... in order of first appearance: an open-addressing table of twice the size.
 int64_t number_groups(const int64_t* idxs, int64_t count, int64_t* slot_idx, int32_t* slot_group, int64_t slots,

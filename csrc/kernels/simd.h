@@ -18,6 +18,8 @@
 #include <immintrin.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace fastyolo {
@@ -177,22 +179,28 @@ template <class V>
 inline V max(V a, V b) {
   return a > b ? a : b;
 }
-inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return a * b + c; }
 #if defined(__SSE2__)
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return a * b + c; }
 inline uint32_t greater(Vec<float> a, Vec<float> b) {
   return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpgt_ps((__m128)a, (__m128)b)));
 }
 inline uint32_t greater(Vec<double> a, Vec<double> b) {
   return static_cast<uint32_t>(_mm_movemask_pd(_mm_cmpgt_pd((__m128d)a, (__m128d)b)));
 }
-#else
-template <class V>
-inline uint32_t greater(V a, V b) {
-  const auto mask = a > b;
-  uint32_t bits = 0;
-  for (unsigned i = 0; i < sizeof(V) / sizeof(a[0]); ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
-  return bits;
+#elif defined(__aarch64__)
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
+inline uint32_t greater(Vec<float> a, Vec<float> b) {
+  constexpr uint32x4_t kBits = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(vcgtq_f32((float32x4_t)a, (float32x4_t)b), kBits));
+}
+inline uint32_t greater(Vec<double> a, Vec<double> b) {
+  constexpr uint64x2_t kBits = {1, 2};
+  return static_cast<uint32_t>(vaddvq_u64(vandq_u64(vcgtq_f64((float64x2_t)a, (float64x2_t)b), kBits)));
+}
+#else
+#error "fastyolo's CPU kernels know x86-64 and aarch64"
 #endif
 #endif
 

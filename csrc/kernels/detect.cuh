@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+// Class maps and a source of boxes to final detections on the GPU: what decode_nms and multiclass_nms share.
+//
+// Two launches serve the whole batch: the filter (candidates.cuh), then one block per image. That block never sorts the
+// image's list: a radix select finds the best chunk of at most 512 keys, one per thread; the chunk is sorted, tested
+// against the boxes kept so far (in chains by class), settled (greedy.cuh) and appended, until max_det boxes are kept
+// or the candidates run out.
+//
+// The list of an image is bounded. If more scores pass than it holds, the block refills it from the maps with the next
+// best, part by part: slower, and exactly the same answer.
+#pragma once
+
+#include "candidates.cuh"
+
+namespace fastyolo {
+namespace {
+
+struct NmsLimits {
+  int32_t max_det;
+  uint32_t max_candidates;
+  float iou_bound;
+  bool class_agnostic;
+};
+
+// Candidates at a time, one per thread: who suppresses whom is then 512^2 bits, and the block's 43 KB fit in the shared
+// memory that every GPU gives without being asked.
+constexpr int kChunk = 512;
+constexpr int kChunkWords = kChunk / kWarp;
+constexpr int kDigitBits = 12;
+constexpr int kDigits = 1 << kDigitBits;
+constexpr int kChains = 128;  // kept boxes are chained by label modulo this
+
+struct NmsShared {
+  union {  // one after the other
+    uint32_t histogram[kDigits];
+    uint64_t keys[2][kChunk];
+    uint32_t rivals[kChunkWords][kChunk];  // word w of each candidate, see settle_chunk()
+  };
+  float4 boxes[kChunk];
+  int32_t labels[kChunk];
+  int32_t chain_heads[kChains];
+  ChunkBits<kChunkWords> bits;
+  uint32_t warp_sums[kChunk / kWarp];
+  uint32_t count;
+  int32_t split_digit;
+  uint32_t before_split;
+};
+
+// The keys of an image, from its list.
+struct ListedKeys {
+  const uint64_t* keys;
+  uint32_t count;
+
+  // f(true, key) for each; f(false, anything) fills up warps.
+  template <class F>
+  __device__ void visit(const F& f) const {
+    for (uint32_t base = 0; base < count; base += kChunk) {
+      const uint32_t i = base + threadIdx.x;
+      const bool inside = i < count;
+      f(inside, inside ? keys[i] : 0);
+    }
+  }
+};
+
+// The keys of an image, from the maps themselves. Only candidates of every class can be more than a list holds.
+template <class T>
+struct MappedKeys {
+  const Scores& scores;
+  int image;
+
+  template <class F>
+  __device__ void visit(const F& f) const {
+    for (int l = 0; l < scores.levels; ++l) {
+      const ScoreLevel& level = scores.level[l];
+      for (int base = 0; base < level.anchors; base += kChunk) {
+        const int anchor = base + static_cast<int>(threadIdx.x);
+        const bool inside = anchor < level.anchors;
+        const T* data =
+            static_cast<const T*>(level.data) + image * level.stride_b + (inside ? level.offset(anchor) : 0);
+        const uint32_t index = static_cast<uint32_t>(level.first_anchor + anchor) * scores.classes;
+#pragma unroll 4
+        for (int label = 0; label < scores.classes; ++label) {
+          const float value = inside ? load_float(data + label * level.stride_c) : -kInfinity;
+          f(value > scores.bound && scores.filter.allows(label), make_key(value, index + label));
+        }
+      }
+    }
+  }
+};
+
+// Sum of `value` over the threads before this one.
+__device__ inline uint32_t block_exclusive_sum(uint32_t value, uint32_t (&warp_sums)[kChunk / kWarp]) {
+  const uint32_t sum = warp_inclusive_sum(value);
+  if (lane_index() == kWarp - 1) warp_sums[warp_index()] = sum;
+  __syncthreads();
+  const uint32_t of_warp = lane_index() < kChunk / kWarp ? warp_sums[lane_index() % (kChunk / kWarp)] : 0;
+  const uint32_t of_warps = warp_inclusive_sum(of_warp);
+  return __shfl_sync(kAllLanes, of_warps - of_warp, warp_index()) + sum - value;
+}
+
+// A key such that at most `limit` keys lie in [it, ceiling), and at least limit / 2 unless there are fewer at all.
+// Radix select from the top digit down; it goes deeper only while the digit at the cut holds too many.
+template <class Keys>
+__device__ uint64_t select_floor(const Keys& keys, uint64_t ceiling, uint32_t limit, NmsShared& shared) {
+  uint64_t prefix = 0;
+  uint32_t taken = 0;  // keys above those that share the prefix
+  for (int high = 64;;) {
+    const int low = high > kDigitBits ? high - kDigitBits : 0;
+    const uint32_t digit_mask = (1u << (high - low)) - 1;
+    for (int d = static_cast<int>(threadIdx.x); d < kDigits; d += kChunk) shared.histogram[d] = 0;
+    __syncthreads();
+    if (threadIdx.x == 0) shared.split_digit = -1;
+    keys.visit([&](bool inside, uint64_t key) {
+      if (inside && key < ceiling && (high == 64 || (key ^ prefix) >> high == 0)) {
+        atomicAdd(&shared.histogram[key >> low & digit_mask], 1u);
+      }
+    });
+    __syncthreads();
+    // The digit at which, from the top, the limit is passed.
+    constexpr int kPerThread = kDigits / kChunk;
+    int digit = kDigits - 1 - static_cast<int>(threadIdx.x) * kPerThread;
+    uint32_t sum = 0;
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) sum += shared.histogram[digit - i];
+    uint32_t before = taken + block_exclusive_sum(sum, shared.warp_sums);
+    if (before <= limit && before + sum > limit) {  // at most one thread
+      while (before + shared.histogram[digit] <= limit) before += shared.histogram[digit--];
+      shared.split_digit = digit;
+      shared.before_split = before;
+    }
+    __syncthreads();
+    const int split = shared.split_digit;
+    if (split < 0) return prefix;  // all that share the prefix fit
+    taken = shared.before_split;
+    prefix |= static_cast<uint64_t>(split) << low;
+    if (2 * taken >= limit) return prefix + (uint64_t{1} << low);
+    high = low;
+  }
+}
+
+// Copies the keys in [floor, ceiling) to `out`, in any order, and returns how many they are.
+template <class Keys>
+__device__ uint32_t collect(const Keys& keys, uint64_t floor, uint64_t ceiling, uint64_t* out, NmsShared& shared) {
+  __syncthreads();
+  if (threadIdx.x == 0) shared.count = 0;
+  __syncthreads();
+  keys.visit([&](bool inside, uint64_t key) {
+    const bool wanted = inside && key >= floor && key < ceiling;
+    const uint32_t slot = claim_slot(wanted, &shared.count);
+    if (wanted) out[slot] = key;
+  });
+  __syncthreads();
+  return shared.count;
+}
+
+// Bitonic sort, best first: one key per thread, zero where there is none. Partners of the same warp exchange through
+// shuffles, others through two buffers in turn, so that one barrier per exchange is enough.
+__device__ inline uint64_t sort_chunk(uint32_t size, uint64_t (&keys)[2][kChunk]) {
+  const uint32_t thread = threadIdx.x;
+  uint64_t key = thread < size ? keys[0][thread] : 0;
+  int buffer = 1;
+  for (uint32_t run = 2; run < 2 * size; run *= 2) {
+    for (uint32_t distance = run / 2; distance > 0; distance /= 2) {
+      uint64_t other;
+      if (distance < kWarp) {
+        other = __shfl_xor_sync(kAllLanes, key, static_cast<int>(distance));
+      } else {
+        keys[buffer][thread] = key;
+        __syncthreads();
+        other = keys[buffer][thread ^ distance];
+        buffer ^= 1;
+      }
+      const bool takes_larger = ((thread & run) == 0) == ((thread & distance) == 0);
+      key = takes_larger == (key > other) ? key : other;
+    }
+  }
+  return key;
+}
+
+// Boxes gives load(image, anchor) and score(value of a key).
+template <class T, class Boxes>
+__global__ void __launch_bounds__(kChunk, 2)
+    nms_kernel(const __grid_constant__ Scores scores, const CandidateLists lists, const Boxes boxes,
+               const NmsLimits limits, int32_t* chains, const Detections out) {
+  __shared__ NmsShared shared;
+
+  const int image = static_cast<int>(blockIdx.x);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t first_row = int64_t{image} * limits.max_det;
+  float4* const out_boxes = reinterpret_cast<float4*>(out.boxes) + first_row;
+  float* const out_scores = out.scores + first_row;
+  int32_t* const out_labels = out.labels + first_row;
+  int32_t* const out_indices = out.indices + first_row;
+  int32_t* const next_in_chain = chains + first_row;
+  uint64_t* const list = lists.keys + int64_t{image} * lists.capacity;
+
+  const uint32_t found = lists.counts[image];
+  uint32_t remaining = min(found, limits.max_candidates);
+  uint32_t listed = found <= lists.capacity ? found : 0;  // keys in the list
+  uint32_t unread = listed;                               // those of them below the ceiling
+  uint64_t list_floor = 0;
+  uint64_t ceiling = ~uint64_t{0};  // keys from here on are done
+  int kept = 0;
+  if (thread < kChains) shared.chain_heads[thread] = -1;
+
+  while (kept < limits.max_det && remaining > 0) {
+    if (unread == 0) {
+      const MappedKeys<T> mapped{scores, image};
+      list_floor = select_floor(mapped, ceiling, min(lists.capacity, remaining), shared);
+      listed = unread = collect(mapped, list_floor, ceiling, list, shared);
+    }
+    const ListedKeys keys{list, listed};
+    const uint32_t limit = min(static_cast<uint32_t>(kChunk), remaining);
+    const uint64_t floor = unread <= limit ? list_floor : select_floor(keys, ceiling, limit, shared);
+    const uint32_t size = collect(keys, floor, ceiling, shared.keys[0], shared);
+    const uint64_t key = sort_chunk(size, shared.keys);
+    ceiling = floor;
+    remaining -= size;
+    unread -= size;
+
+    const bool present = thread < static_cast<int>(size);
+    const auto anchor = static_cast<int>(index_of(key) / static_cast<uint32_t>(scores.classes));
+    const auto label = static_cast<int>(index_of(key) % static_cast<uint32_t>(scores.classes));
+    const int group = limits.class_agnostic ? 0 : label;
+    float4 box = {0.f, 0.f, 0.f, 0.f};
+    bool alive = present;
+    if (present) {
+      box = boxes.load(image, anchor);
+      shared.boxes[thread] = box;
+      shared.labels[thread] = group;
+      for (int row = shared.chain_heads[group % kChains]; alive && row >= 0; row = next_in_chain[row]) {
+        alive =
+            !((limits.class_agnostic || out_labels[row] == label) && suppresses(out_boxes[row], box, limits.iou_bound));
+      }
+    }
+    open_chunk(alive, shared.bits);
+    __syncthreads();
+    if (alive) {
+      for (int w = 0; w <= warp_index(); ++w) {
+        uint32_t row = 0;
+        for (uint32_t left = shared.bits.open[w]; left != 0; left &= left - 1) {
+          const int bit = __ffs(left) - 1;
+          const int rival = w * kWarp + bit;
+          if (rival < thread && shared.labels[rival] == group &&
+              suppresses(shared.boxes[rival], box, limits.iou_bound)) {
+            row |= 1u << bit;
+          }
+        }
+        shared.rivals[w][thread] = row;
+      }
+    }
+    const bool stays = settle_chunk(alive, [&](int w) { return shared.rivals[w][thread]; }, shared.bits);
+    int staying;
+    const int row = kept + kept_rank(shared.bits, staying);
+    if (stays && row < limits.max_det) {
+      out_boxes[row] = box;
+      out_scores[row] = boxes.score(value_of(key));
+      out_labels[row] = label;
+      out_indices[row] = anchor;
+      next_in_chain[row] = atomicExch(&shared.chain_heads[group % kChains], row);
+    }
+    kept = min(kept + staying, limits.max_det);
+    __syncthreads();
+  }
+
+  if (thread == 0) out.num_dets[image] = kept;
+  for (int row = kept + thread; row < limits.max_det; row += kChunk) {
+    out_boxes[row] = {0.f, 0.f, 0.f, 0.f};
+    out_scores[row] = 0.f;
+    out_labels[row] = -1;
+    out_indices[row] = -1;
+  }
+}
+
+// --- host
+
+// Offsets of the workspace's regions in bytes.
+struct DetectionLayout {
+  // With one class per anchor a list holds every candidate there can be. With all classes it would be 172 MB for a
+  // batch of 32 images of 8400 anchors and 80 classes; this bound makes it 17 MB, and is seldom reached.
+  static constexpr int64_t kListedKeys = 65536;
+
+  int64_t capacity;
+  int64_t counts;  // [B] uint32
+  int64_t keys;    // [B, capacity] uint64
+  int64_t chains;  // [B, max_det] int32
+  int64_t boxes;   // [B, A, 4] float32, if boxes are decoded
+  int64_t bytes;
+
+  DetectionLayout(int64_t batch, int64_t anchors, int64_t classes, const NmsSettings& settings, bool decodes) {
+    capacity = anchors;
+    if (settings.multi_label) {
+      const int64_t all = anchors * classes;
+      const int64_t most = anchors > kListedKeys ? anchors : kListedKeys;
+      capacity = all < most ? all : most;
+    }
+    Regions regions;
+    counts = regions.add(batch * 4);
+    keys = regions.add(batch * capacity * 8);
+    chains = regions.add(batch * settings.max_det * 4);
+    boxes = regions.add(decodes ? batch * anchors * 16 : 0);
+    bytes = regions.bytes;
+  }
+};
+
+// The chain of launches: the counts to zero, filter, NMS.
+template <class T, class Decoder, class Boxes>
+Status detect(const Scores& scores, const Decoder& decoder, const Boxes& boxes, int64_t batch,
+              const NmsSettings& settings, const Detections& out, const DetectionLayout& layout, void* workspace,
+              int64_t workspace_bytes, Stream stream) {
+  Status status = check_workspace(workspace, workspace_bytes, layout.bytes);
+  if (!status.ok()) return status;
+  if (!is_aligned(out.boxes, sizeof(float4))) return Status::error("boxes must be aligned to 16 bytes");
+  CandidateLists lists;
+  lists.counts = region<uint32_t>(workspace, layout.counts);
+  lists.keys = region<uint64_t>(workspace, layout.keys);
+  lists.capacity = static_cast<uint32_t>(layout.capacity);
+  NmsLimits limits;
+  limits.max_det = static_cast<int32_t>(settings.max_det);
+  limits.max_candidates = static_cast<uint32_t>(settings.max_candidates);
+  limits.iou_bound = round_down(settings.iou_threshold);
+  limits.class_agnostic = settings.class_agnostic;
+
+  status = check_cuda(cudaMemsetAsync(lists.counts, 0, static_cast<size_t>(batch) * 4, stream), "cudaMemsetAsync");
+  if (!status.ok()) return status;
+  const auto filter = settings.multi_label ? filter_kernel<T, true, Decoder> : filter_kernel<T, false, Decoder>;
+  status = launch("filter_kernel", filter, batch * scores.tiles, kFilterThreads, stream, scores, decoder, lists);
+  if (!status.ok()) return status;
+  return launch("nms_kernel", nms_kernel<T, Boxes>, batch, kChunk, stream, scores, lists, boxes, limits,
+                region<int32_t>(workspace, layout.chains), out);
+}
+
+}  // namespace
+}  // namespace fastyolo
