@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before anything imports ultralytics: no test may reach for the network, install a package or write to the user's home.
+os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="0")
+if "YOLO_CONFIG_DIR" not in os.environ:
+    os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="fastyolo-tests-")
+
+import pytest
+import torch
+from cases import CASES, DTYPES
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder of weights and images that FASTYOLO_DATA names."""
+    if not os.environ.get("FASTYOLO_DATA"):
+        pytest.skip("FASTYOLO_DATA does not name the folder of weights and images")
+    return Path(os.environ["FASTYOLO_DATA"])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the arguments case, device and dtype runs the cases of its module's OPS; one with device alone runs
+    on each."""
+    marks = {"cpu": [], "cuda": [pytest.mark.cuda]}
+    if "case" in metafunc.fixturenames:
+        rows = [
+            pytest.param(case, device, dtype, id=f"{case.id}-{device}-{dtype}", marks=marks[device])
+            for case in CASES
+            if case.op in metafunc.module.OPS
+            for device, dtypes in DTYPES[case.op].items()
+            for dtype in dtypes
+        ]
+        metafunc.parametrize(("case", "device", "dtype"), rows)
+    elif "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", [pytest.param(device, marks=marks[device]) for device in marks])

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What nvcc says of every CUDA kernel on every architecture that is built: no warning, no spill, no local memory."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "csrc" / "kernels").glob("*.cu"))
+NVCC = shutil.which("nvcc")
+
+# "ptxas info    : Function properties for _ZN..." and, on the next line, what must be zero.
+PROPERTIES = re.compile(
+    r"Function properties for (?P<name>\S+)\n"
+    r"\s+(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+)
+
+
+def architectures() -> list[str]:
+    """The default of CMAKE_CUDA_ARCHITECTURES: "75-real 80-real ..." -> ["75", "80", ...]."""
+    default = re.search(r"set\(CMAKE_CUDA_ARCHITECTURES ([^)]+)\)", (ROOT / "cmake" / "cuda.cmake").read_text())
+    assert default
+    return re.findall(r"\d+", default[1])
+
+
+def report(source: Path, architecture: str, folder: Path) -> str:
+    """The compiler's words on one source. Device code alone: the host's is compiled by the build."""
+    options = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "-Wno-deprecated-gpu-targets"]
+    command = [NVCC, *options, "-cubin", source, "-o", folder / f"{source.stem}.cubin"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, f"{source.name} does not compile for {architecture}:\n{output}"
+    return output
+
+
+def faults(output: str) -> list[str]:
+    """Warnings, and our kernels that use memory where registers should do; CUB's own are not ours to judge."""
+    found = [line for line in output.splitlines() if re.search(r"\bwarning\b", line)]
+    for kernel in PROPERTIES.finditer(output):
+        numbers = [int(kernel[group]) for group in ("stack", "stores", "loads")]
+        if "fastyolo" in kernel["name"] and any(numbers):
+            found.append("{}: stack frame {}, spill stores {}, spill loads {} bytes".format(kernel["name"], *numbers))
+    return found
+
+
+def test_the_report_is_understood():
+    """A test that reads a report must fail when the report says so, and when it is worded in another way."""
+    good = (
+        "ptxas info    : Compiling entry function '_ZN8fastyolo1kEv' for 'sm_90'\n"
+        "ptxas info    : Function properties for _ZN8fastyolo1kEv\n"
+        "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
+        "ptxas info    : Used 8 registers, used 0 barriers\n"
+    )
+    assert not faults(good)
+    assert faults(good.replace("0 bytes stack frame", "24 bytes stack frame"))
+    assert faults(good.replace("0 bytes spill loads", "8 bytes spill loads"))
+    assert faults(good + "k.cu(3): warning #177-D: variable declared but never referenced\n")
+    assert "90" in architectures()
+    assert SOURCES
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
+@pytest.mark.parametrize("architecture", architectures())
+def test_kernels_need_no_local_memory(architecture, tmp_path):
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        outputs = list(pool.map(lambda source: report(source, architecture, tmp_path), SOURCES))
+    for source, output in zip(SOURCES, outputs, strict=True):
+        names = [kernel["name"] for kernel in PROPERTIES.finditer(output)]
+        assert any("fastyolo" in name for name in names), f"no kernel in the report on {source.name}:\n{output}"
+        assert output.count("Compiling entry function") == len(names)
+        assert not faults(output), f"{source.name} for {architecture}:\n" + "\n".join(faults(output))
