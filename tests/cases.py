@@ -21,17 +21,12 @@ from fastyolo.ops import Detections
 
 Inputs = dict[str, Any]
 
-DTYPES_OF_MAPS = {
-    "cpu": (torch.float32, torch.bfloat16, torch.float64),
-    "cuda": (torch.float32, torch.float16, torch.bfloat16),
-}
-DTYPES_OF_BOXES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float16)}
 DTYPES = {
-    "decode_nms": DTYPES_OF_MAPS,
-    "multiclass_nms": DTYPES_OF_MAPS,
-    "batched_nms": DTYPES_OF_BOXES,
-    "nms": DTYPES_OF_BOXES,
-    "dfl_decode": DTYPES_OF_MAPS,
+    op: {
+        "cpu": (torch.float32, torch.bfloat16, torch.float64),
+        "cuda": (torch.float32, torch.float16, torch.bfloat16),
+    }
+    for op in ("decode_nms", "multiclass_nms", "batched_nms", "nms", "dfl_decode")
 }
 
 # Relative to the largest value of the reference in float64; detections differ in rounding only, so scores and boxes of
@@ -254,14 +249,17 @@ def scene_maps(
 
 def box_list(generator: torch.Generator, kind: str, count: int) -> tuple[Tensor, Tensor]:
     """boxes [N, 4], scores [N]: "random" over an image, "clustered" around a few places, "tied" in ten scores,
-    "identical" boxes, or "sparse": so small that almost none overlap."""
+    "identical" boxes, or "pairs": small boxes of which each comes twice, so that one box alone suppresses another."""
     scores = torch.rand(count, generator=generator)
     corner = torch.rand(count, 2, generator=generator) * 600
-    extent = torch.rand(count, 2, generator=generator) * (4 if kind == "sparse" else 100)
+    extent = torch.rand(count, 2, generator=generator) * 100
     if kind == "clustered":
         corner = corner[torch.randint(count, (count,), generator=generator) // 20] if count else corner
         corner = corner + 4 * torch.randn(count, 2, generator=generator)
         extent = 60 + 4 * torch.randn(count, 2, generator=generator)
+    if kind == "pairs":
+        corner[1::2], extent[1::2] = corner[: count // 2 * 2 : 2], extent[: count // 2 * 2 : 2]
+        extent = extent / 30
     if kind == "tied":
         scores = torch.randint(10, (count,), generator=generator) / 10
     if kind == "identical":
@@ -353,19 +351,24 @@ def dfl_case(name: str, layout: Callable[[Tensor], Tensor] = as_it_is, **sizes: 
 ODD_SIZES = ((19, 33), (1, 7), (5, 1))
 VALIDATION = {"score_threshold": 0.001, "multi_label": True}
 COUNTS = (0, 1, 2, 63, 64, 65, 1000)
-KINDS = ("random", "clustered", "tied", "identical", "sparse")
+KINDS = ("random", "clustered", "tied", "identical", "pairs")
 
 CASES = [
     scene_case("scene", size=320, objects=10),
     scene_case("scene-validation", size=160, objects=5, num_classes=8, batch=2, **VALIDATION),
     maps_case("default"),
-    maps_case("odd-sizes", sizes=ODD_SIZES, batch=3, num_classes=3),
-    maps_case("channels-last", channels_last, sizes=ODD_SIZES, batch=3, num_classes=5),
-    maps_case("transposed", transposed, sizes=ODD_SIZES, batch=2, num_classes=5),
-    maps_case("cropped", cropped, sizes=ODD_SIZES, batch=2, num_classes=5),
+    maps_case("odd-sizes", sizes=ODD_SIZES, batch=3, num_classes=3, max_det=1000),
+    maps_case("channels-last", channels_last, sizes=ODD_SIZES, batch=3, num_classes=5, max_det=1000),
+    maps_case("channels-last-vectors", channels_last, sizes=ODD_SIZES, batch=2, num_classes=16, max_det=1000),
+    maps_case(
+        "channels-last-vectors-multi-label", channels_last, sizes=ODD_SIZES, batch=2, num_classes=16, multi_label=True
+    ),
+    maps_case("transposed", transposed, sizes=ODD_SIZES, batch=2, num_classes=5, max_det=1000),
+    maps_case("cropped", cropped, sizes=ODD_SIZES, batch=2, num_classes=5, max_det=1000),
     maps_case("1-class", sizes=((33, 19),), num_classes=1, mean=0.0),
     maps_case("1203-classes", num_classes=1203, mean=-6.0),
     maps_case("1203-classes-multi-label", num_classes=1203, mean=-6.0, multi_label=True),
+    maps_case("every-score", num_classes=1203, multi_label=True, score_threshold=0.0),  # more than a list on CUDA holds
     maps_case("1-anchor", sizes=((1, 1),), num_classes=19, mean=2.0),
     maps_case("1-bin", bins=1, num_classes=3),
     maps_case("5-bins", bins=5, num_classes=3),
@@ -398,21 +401,23 @@ CASES = [
     multiclass_nms_case("cropped", cropped),
     multiclass_nms_case("0-images", batch=0),
     multiclass_nms_case("0-boxes", count=0),
-    multiclass_nms_case("1-box", count=1, batch=1, num_classes=1),
+    multiclass_nms_case("1-box", count=1, batch=1, num_classes=1, score_threshold=0.0),
     multiclass_nms_case("1203-classes", num_classes=1203, count=33),
-    multiclass_nms_case("many", count=300, num_classes=19, max_det=1000, **VALIDATION),
+    multiclass_nms_case("many", count=300, num_classes=19, max_det=3000, **VALIDATION),
     multiclass_nms_case("truncated", count=300, num_classes=19, max_candidates=333, **VALIDATION),
     multiclass_nms_case("tied", kind="tied", multi_label=True),
+    multiclass_nms_case("tied-many", kind="tied", count=300, multi_label=True),
     multiclass_nms_case("identical", kind="identical", multi_label=True),
     multiclass_nms_case("agnostic", class_agnostic=True, multi_label=True),
     multiclass_nms_case("classes", classes=[0, 4], max_det=7),
     multiclass_nms_case("max-det-0", max_det=0),
     *(nms_case(kind, count) for kind in KINDS for count in COUNTS),
-    nms_case("random", 3000),
+    nms_case("random", 3000),  # on CUDA, chunks of 1024 boxes suppress each other
     nms_case("random", 1000, max_det=0),
     nms_case("random", 1000, max_det=10),
     *(batched_nms_case(kind, count, 5) for kind in KINDS for count in COUNTS),
     batched_nms_case("random", 3000, 2),
+    batched_nms_case("pairs", 2049, 2, max_det=1500),
     batched_nms_case("clustered", 1000, 1),
     batched_nms_case("clustered", 1000, 400),
     batched_nms_case("random", 1000, 5, max_det=10),

@@ -9,7 +9,7 @@
 namespace fastyolo {
 
 struct BatchedNmsParams {
-  DType dtype = DType::kFloat32;  // of boxes and scores: float32 or float64 on the CPU; float32, float16 on CUDA
+  DType dtype = DType::kFloat32;  // of boxes and scores
   int64_t count = 0;              // N
 
   const void* boxes = nullptr;    // [N, 4] contiguous, xyxy

@@ -38,7 +38,7 @@ struct NmsSettings {
 
 struct Detections {
   int32_t* num_dets = nullptr;  // [B]
-  float* boxes = nullptr;       // [B, max_det, 4] xyxy in pixels; rows past num_dets are 0
+  float* boxes = nullptr;       // [B, max_det, 4] xyxy in pixels, 16-byte aligned on CUDA; 0 past num_dets
   float* scores = nullptr;      // [B, max_det], descending; 0 past num_dets
   int32_t* labels = nullptr;    // [B, max_det]; -1 past num_dets
   int32_t* indices = nullptr;   // [B, max_det] anchor of each detection; -1 past num_dets

@@ -4,8 +4,8 @@
 // its 16 bins before it uses the first. In [B, 4R, A] neighbouring threads read neighbouring anchors, two at a time; in
 // [B, A, 4R] a thread reads its bins as 16-byte vectors. Other strides and other numbers of bins go element by element.
 //
-// Backward recomputes the softmax: with d_i = p_i (i - E), grad_logits_i = d_i * (side < 2 ? -1 : 1) * stride *
-// grad_box.
+// Backward recomputes the softmax: the gradient of logit i is p_i (i - E) * stride * grad_box, negative for the sides
+// that are subtracted from the anchor.
 #include "dfl_decode.h"
 
 #include <initializer_list>

@@ -2,6 +2,7 @@
 // From run-time dtypes and small integers to template arguments: the only dispatch code in the project.
 #pragma once
 
+#include <cstdio>
 #include <type_traits>
 
 #include "common.h"
@@ -14,9 +15,13 @@ using DTypeConstant = std::integral_constant<DType, D>;
 // Calls f(DTypeConstant<D>{}) for the D that equals dtype; an error that names the argument if none does.
 template <DType... Supported, class F>
 Status dispatch_dtype(const char* argument, DType dtype, F&& f) {
-  Status status = Status::error("%s: dtype %s is not supported on this device", argument, name_of(dtype));
-  (void)((dtype == Supported && ((status = f(DTypeConstant<Supported>{})), true)) || ...);
-  return status;
+  Status status;
+  if (((dtype == Supported && ((status = f(DTypeConstant<Supported>{})), true)) || ...)) return status;
+  constexpr const char* kFormats[] = {"%s", "%s or %s", "%s, %s or %s"};
+  static_assert(sizeof...(Supported) <= 3, "no format for that many");
+  char names[64];
+  std::snprintf(names, sizeof(names), kFormats[sizeof...(Supported) - 1], name_of(Supported)...);
+  return Status::error("%s must be %s on this device, got %s", argument, names, name_of(dtype));
 }
 
 // Calls f(integral_constant<int, V>{}) for the V that equals value, and f(integral_constant<int, 0>{}) if none does:

@@ -35,7 +35,7 @@ def batched_nms(
     operator below it, torch.ops.fastyolo.batched_nms (keep [N] padded with -1, and their number), do not.
 
     Args:
-        boxes: left, top, right, bottom; float32 or float64 on the CPU, float32 or float16 on CUDA.
+        boxes: left, top, right, bottom; float32, bfloat16 or float64 on the CPU, float32, float16 or bfloat16 on CUDA.
         scores: of the same dtype.
         idxs: group of each box, any integers.
         iou_threshold: in [0, 1].
