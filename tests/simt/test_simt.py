@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The stand-in for CUDA: what it must catch, what it models, and the project's kernels on it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import simt
+import torch
+from cases import CASES
+
+HERE = Path(__file__).resolve().parent
+BOTH = simt.BUILDS
+ORDERS = (0, 1, 2, 3)
+
+# What each kernel of wrong_kernels.cu is reported as, by the builds that can see it.
+WRONG = {
+    "global_read_out_of_bounds": {"checked": "out of bounds: read of 4 bytes at byte 256", "asan": "READ of size 4"},
+    "global_write_out_of_bounds": {"checked": r"write of 4 bytes at byte \d+ of the 4", "asan": "WRITE of size 4"},
+    "shared_read_out_of_bounds": {"checked": "nobody wrote what is read", "asan": "index 64 out of bounds"},
+    "shared_write_out_of_bounds": {"asan": "index 64 out of bounds"},
+    "shared_pointer_out_of_bounds": {"asan": "global-buffer-overflow"},
+    "dynamic_shared_out_of_bounds": {"checked": "write of 4 bytes at byte 256", "asan": "WRITE of size 4"},
+    "divergent_barrier": dict.fromkeys(BOTH, r"divergent barrier.*thread \(32, 0, 0\) has returned"),
+    "barrier_in_branch": dict.fromkeys(BOTH, "divergent barrier"),
+    "shuffle_from_absent_lane": dict.fromkeys(BOTH, "__shfl_sync reads lane 20, which does not take part"),
+    "shuffle_that_lanes_miss": dict.fromkeys(BOTH, "divergent warp intrinsic.*waits at __shfl_xor_sync"),
+    "missing_barrier": {"checked": "nobody wrote what is read|race with the write"},
+    "missing_barrier_before_write": {"checked": "race with the (read|write)"},
+    "missing_syncwarp": {"checked": "nobody wrote what is read|race with the write"},
+    "race_between_blocks": {"checked": "race with the write of thread 0 of another block"},
+    "missing_barrier_before_arrival": {"checked": "race with the write of thread 1 of another block"},
+    "shared_never_written": {"checked": "nobody wrote what is read"},
+    "shared_left_by_another_block": {"checked": "nobody wrote what is read"},
+    "global_never_written": {"checked": "nobody wrote what is read"},
+    "unaligned_vector": {"checked": "unaligned: read of 16 bytes", "asan": "misaligned address"},
+    "host_memory": {"checked": "neither global, shared nor local"},
+    "too_many_threads": dict.fromkeys(BOTH, r"more threads in a block than the device has.*\(2048, 1, 1\)"),
+    "too_much_shared_memory": dict.fromkeys(BOTH, "more dynamic shared memory than the kernel was allowed"),
+    "unchecked_launch_error": dict.fromkeys(BOTH, "the error of this kernel's launch was not checked"),
+}
+IN_LAUNCH = ("too_many_threads", "too_much_shared_memory", "unchecked_launch_error")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries() -> None:
+    simt.build()
+
+
+@pytest.fixture(scope="session")
+def runs(libraries: None) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """The operators' tests on both builds, at the same time."""
+    processes = {build: simt.run_tests(build) for build in BOTH}
+    yield processes
+    for process in processes.values():
+        process.kill()
+
+
+@pytest.fixture
+def checked(libraries: None) -> Iterator[ModuleType]:
+    module = simt.load("checked")
+    yield module
+    module.set_order(0)
+    module.fail_launch_after(-1)
+
+
+def run_with(build: str, code: str) -> subprocess.CompletedProcess[str]:
+    """Python code after `import simt` and m = the build's module, in a process of its own."""
+    command = [sys.executable, "-c", f"import simt; m = simt.load({build!r}); {code}"]
+    return subprocess.run(
+        command, cwd=HERE, env=simt.environment(build), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def wrong_line(name: str) -> int:
+    """The line of this kernel that says `// wrong`."""
+    lines = (HERE / "wrong_kernels.cu").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if f" {name}_kernel(" in line)
+    return next(i + 1 for i, line in enumerate(lines) if i > start and line.endswith("// wrong"))
+
+
+@pytest.mark.parametrize(("name", "build"), [(name, build) for name, expected in WRONG.items() for build in expected])
+def test_wrong_kernel_is_reported(name: str, build: str) -> None:
+    for order in ORDERS if build == "checked" else (0,):
+        done = run_with(build, f"m.set_order({order}); m.run_wrong_kernel({name!r})")
+        assert done.returncode != 0
+        assert re.search(WRONG[name][build], done.stderr, re.DOTALL), done.stderr
+        if name in IN_LAUNCH:
+            assert re.search(r"in the launch of first_element_kernel\n +at .*wrong_kernels.cu:\d+", done.stderr)
+        else:
+            assert re.search(r"in \w+_kernel, block \(\d, 0, 0\), thread \(\d+, 0, 0\)", done.stderr), done.stderr
+        if name not in (*IN_LAUNCH, "host_memory"):
+            assert f"in {name}_kernel, block" in done.stderr
+            assert f"wrong_kernels.cu:{wrong_line(name)}" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("build", BOTH)
+def test_right_kernels_are_not_reported(build: str) -> None:
+    code = "\nfor i in range(8): m.set_order(i); m.run_intrinsics(); assert m.run_wrong_kernel('correct') == 2016"
+    done = run_with(build, code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_device_limits_are_configurable(checked: ModuleType) -> None:
+    checked.device.block_threads = 32
+    try:
+        with pytest.raises(RuntimeError, match="more threads in a block than the device has"):
+            checked.run_wrong_kernel("correct")
+    finally:
+        checked.device.block_threads = 1024
+    checked.run_wrong_kernel("correct")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_round_as_torch_does(dtype: torch.dtype, checked: ModuleType) -> None:
+    name = "half" if dtype == torch.float16 else "bfloat16"
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    value_of, bits_of = getattr(checked, f"{name}_value"), getattr(checked, f"{name}_bits")
+    values = torch.tensor([value_of(bits & 0xFFFF) for bits in every.view(torch.int16).tolist()])
+    torch.testing.assert_close(values, every.float(), rtol=0, atol=0, equal_nan=True)
+
+    # Each value, each midpoint of neighbours, and the floats beside both.
+    exact = every.float().unique()
+    exact = exact[exact.isfinite()]
+    middles = exact[1:] / 2 + exact[:-1] / 2
+    points = torch.cat([exact, middles, torch.tensor([torch.inf, 3.4e38, 65520.0, 65519.99])])
+    points = torch.cat([points, points.nextafter(torch.tensor(torch.inf)), points.nextafter(torch.tensor(-torch.inf))])
+    points = points[~points.isnan()]
+    bits = torch.tensor([bits_of(x) for x in points.tolist()]).to(torch.int16)
+    assert torch.equal(bits, points.to(dtype).view(torch.int16))
+    assert bits_of(float("nan")) == 0x7FFF
+
+
+@pytest.mark.parametrize("op", ["decode_nms", "multiclass_nms", "batched_nms", "dfl_decode", "dfl_decode_backward"])
+def test_entries_check_every_launch(op: str, checked: ModuleType) -> None:
+    from simt_plugin import Kernels
+
+    tables = (case.inputs() for case in CASES if case.op == op.removesuffix("_backward"))
+    inputs = next(x for x in tables if all(t.numel() for t in x.values() if isinstance(t, torch.Tensor)))
+    if op == "dfl_decode_backward":
+        del inputs["anchor_points"]
+        inputs["grad_boxes"] = torch.zeros(inputs["logits"].shape[0], 4, inputs["logits"].shape[2])
+    kernels = Kernels(checked)
+    launches = 0
+    while True:
+        checked.fail_launch_after(launches)
+        try:
+            getattr(kernels, op)(**inputs)
+        except ValueError as error:
+            assert "invalid configuration argument" in str(error)  # noqa: PT017
+            launches += 1
+        else:
+            break
+        assert launches < 1000
+    assert launches > 0
+
+
+@pytest.mark.parametrize("build", BOTH)
+def test_kernels(build: str, runs: dict[str, subprocess.Popen[str]]) -> None:
+    output, _ = runs[build].communicate(timeout=590)
+    assert runs[build].returncode == 0, output
