@@ -61,10 +61,8 @@ def stub() -> dict[str, ast.arguments]:
     return {node.name: node.args for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
 
 
-def run_python(code: str, **environment: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env={**os.environ, **environment}
-    )
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -428,23 +426,3 @@ def test_build_info():
     assert info["cuda"] == bool(info["cuda_architectures"]) == (info["cuda_version"] is not None)
     assert re.match(r"(GNU|Clang|AppleClang) \d+", info["compiler"])
     assert info["build_type"]
-
-
-@pytest.mark.parametrize("isa", _C.build_info()["cpu_isas"])
-def test_every_instruction_set_gives_the_same_detections(isa, tmp_path):
-    box_maps, cls_maps, strides = head_maps(batch=2, classes=11, sizes=(19, 9, 5))
-    np.savez(tmp_path / "maps.npz", *box_maps, *cls_maps)
-    code = f"""
-import numpy as np
-from fastyolo import _C
-maps = list(np.load({str(tmp_path / "maps.npz")!r}).values())
-np.savez({str(tmp_path / "out.npz")!r}, *_C.decode_nms(maps[:3], maps[3:], {strides}, multi_label=True))
-print(_C.build_info()["cpu_isa"])
-"""
-    if run_python(code, FASTYOLO_CPU_ISA=isa) != f"{isa}\n":
-        pytest.skip(f"this CPU does not have {isa}")
-    num_dets, boxes, scores, labels, indices = np.load(tmp_path / "out.npz").values()
-    expected = _C.decode_nms(box_maps, cls_maps, strides, multi_label=True)
-    assert_equal((num_dets, labels, indices), (expected[0], expected[3], expected[4]))
-    np.testing.assert_allclose(boxes, expected[1], rtol=0, atol=1e-5 * 160)
-    np.testing.assert_allclose(scores, expected[2], rtol=0, atol=1e-5)

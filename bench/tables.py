@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Markdown tables from result files: python bench/tables.py [FILE...], by default every file of bench/results.
+
+With --readme, they replace what stands in README.md between the lines `<!-- results -->` and `<!-- /results -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OPENING, CLOSING = "<!-- results -->\n", "<!-- /results -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    parser.add_argument("--readme", action="store_true")
+    arguments = parser.parse_args()
+    files = arguments.files or sorted((ROOT / "bench" / "results").glob("*.json"))
+    text = "\n".join(render(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+    if not arguments.readme:
+        print(text, end="")
+        return
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(OPENING)
+    old, marker, after = rest.partition(CLOSING)
+    if not marker:
+        parser.error(f"{readme} has no lines {OPENING.strip()} and {CLOSING}")
+    if old != text:
+        readme.write_text(f"{before}{OPENING}{text}{CLOSING}{after}", encoding="utf-8")
+
+
+def render(report: dict[str, Any]) -> str:
+    return {"ops": render_ops, "accuracy": render_accuracy}[report["kind"]](report)
+
+
+def render_ops(report: dict[str, Any]) -> str:
+    missing = "".join(f"; {package} was not installed" for package in report["left_out"])
+    lines = [f"{_machine(report)}; {report['maps']}{missing}.", ""]
+    lines += ["| | fastyolo | peer | ratio | GB/s | of memory speed |", "|---|--:|--:|--:|--:|--:|"]
+    for op, rows in groupby(report["results"], key=lambda row: row["op"]):
+        for row in rows:
+            times = {name: timing["median_us"] for name, timing in row["contenders"].items()}
+            ours = times.pop("fastyolo")
+            peers = "<br>".join(f"{name} {_time(time)}" for name, time in times.items())
+            ratios = "<br>".join(f"{row['ratio'][name]:.1f}" for name in times)
+            cells = (
+                f"`{op}` {row['case']}",
+                _time(ours),
+                peers or "-",
+                ratios or "-",
+                f"{row['gb_per_s']:.1f}",
+                f"{row['memory_share']:.0%}",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def render_accuracy(report: dict[str, Any]) -> str:
+    lines = [f"{_machine(report)}; {report['weights']} on {report['images']} images of {report['data']}.", ""]
+    lines += ["| | mAP50-95 | mAP50 |", "|---|--:|--:|"]
+    for run in report["validation"]:
+        for name in ("ultralytics", "fastyolo"):
+            accuracy = run[name]
+            rect = f"rect={run['rect']}"
+            lines.append(f"| {name}, {rect} | {accuracy['mAP50-95']:.5f} | {accuracy['mAP50']:.5f} |")
+    lines += ["", "| detections of ultralytics | number | differing | explained by |", "|---|--:|--:|---|"]
+    lines += [
+        f"| conf {run['conf']:g}, {'multi-label' if run['multi_label'] else 'best class'}, {run['peer']} "
+        f"| {run['detections']:,} | {run['differing']} | {', '.join(_explanations(run)) or '-'} |"
+        for run in report["detections"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _explanations(run: dict[str, Any]) -> Iterator[str]:
+    if run["rounded_pairs"]:
+        yield f"{run['rounded_pairs']} pairs that its class offsets round across the IoU threshold"
+    if run["close_pairs"]:
+        yield f"{run['close_pairs']} pairs with an IoU within 1e-5 of it"
+    if run["close_scores"]:
+        yield f"{run['close_scores']} scores within 1e-5 of the threshold"
+    if run["unexplained"]:
+        yield f"nothing: {run['unexplained']}"
+
+
+def _machine(report: dict[str, Any]) -> str:
+    environment = report["environment"]
+    versions = environment["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "ultralytics") if versions[name])
+    if report["device"] == "cuda":
+        machine = environment["gpus"][0]["model"]
+    else:
+        machine = f"{environment['cpu']['model']}, {environment['cpu']['isa']}, {report['threads']} threads"
+    return f"{machine}; {packages}; {environment['date'][:10]}, commit {environment['commit']}"
+
+
+def _time(microseconds: float) -> str:
+    return f"{microseconds / 1000:,.2f} ms" if microseconds >= 1000 else f"{microseconds:.0f} µs"
+
+
+if __name__ == "__main__":
+    main()

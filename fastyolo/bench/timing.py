@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Times of calls, taken in turns so that a slow moment of the machine meets every contender alike."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds per call: median and quartiles over the samples."""
+
+    median_us: float
+    low_us: float
+    high_us: float
+    samples: int
+
+    def as_dict(self) -> dict[str, float]:
+        return {name: round(value, 2) for name, value in asdict(self).items()}
+
+
+class Contender(ABC):
+    """Calls of one implementation on several inputs, one after the other."""
+
+    @abstractmethod
+    def sample(self) -> float:
+        """Seconds per call."""
+
+
+class CpuContender(Contender):
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = calls
+        self._next = 0
+
+    def sample(self) -> float:
+        call = self._calls[self._next]
+        self._next = (self._next + 1) % len(self._calls)
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+
+class CudaContender(Contender):
+    """Device time of a pass over all inputs, between two events; as graph replays if the calls can be captured.
+
+    The inputs together exceed the L2 cache, so that each call finds its input in memory as it would in a pipeline.
+    """
+
+    def __init__(self, calls: Sequence[Call], capturable: bool) -> None:
+        self._calls = [_captured(call) for call in calls] if capturable else calls
+
+    def sample(self) -> float:
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        for call in self._calls:
+            call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3 / len(self._calls)
+
+
+def _captured(call: Call) -> Call:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def interleave(contenders: Mapping[str, Contender], *, seconds: float, min_rounds: int) -> dict[str, Timing]:
+    """Sample the contenders in turns, in alternating order, for `seconds` and at least `min_rounds` rounds."""
+    for contender in contenders.values():
+        for _ in range(2):
+            contender.sample()
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline or len(samples[order[0]]) < min_rounds:
+        for name in order:
+            samples[name].append(contenders[name].sample())
+        order.reverse()
+    return {name: _timing(values) for name, values in samples.items()}
+
+
+def _timing(samples: list[float]) -> Timing:
+    quartiles = torch.tensor(samples, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double()) * 1e6
+    low, median, high = quartiles.tolist()
+    return Timing(median, low, high, len(samples))
+
+
+def single_pass(num_bytes: int) -> Contender:
+    """CPU: reads an array of `num_bytes` once, with all threads, as an operator does that is bound by memory."""
+    return CpuContender([torch.zeros(max(num_bytes // 4, 1)).amax])
+
+
+def copy_bandwidth() -> float:
+    """CUDA: bytes per second, read and written, of a copy of 1 GB."""
+    source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
+    target = torch.empty_like(source)
+    copy = CudaContender([lambda: target.copy_(source)], capturable=True)
+    return 2 * source.nbytes / interleave({"copy": copy}, seconds=0.2, min_rounds=10)["copy"].median_us * 1e6
+
+
+def peak_extra_bytes(call: Call, device: torch.device) -> int:
+    """Memory that `call` holds at its peak, its result included, beyond what was allocated before."""
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Without what the profiler's library logs of its own start and stop, at no level that can be turned off."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The benchmark measures what it says: contenders that agree, in turns, into a document that the tables are made of."""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fastyolo import ops
+from fastyolo.bench import cases, timing
+from fastyolo.bench import ops as bench
+from fastyolo.bench.agreement import Agreement, compare
+from fastyolo.bench.environment import environment
+from fastyolo.cli import app
+
+SCRIPTS = Path(__file__).parent.parent / "bench"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("FASTYOLO_DATA", raising=False)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_quick_run_and_its_tables(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "result.json"
+    monkeypatch.setenv("COLUMNS", "120")
+    done = CliRunner().invoke(app, ["bench", "ops", "--quick", "--threads", "1", "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    report = json.loads(file.read_text())
+    assert (report["schema"], report["kind"], report["device"], report["threads"]) == (1, "ops", "cpu", 1)
+    assert report["maps"] == "synthetic head outputs"
+    assert {"date", "commit", "build", "versions", "cpu", "gpus"} == set(report["environment"])
+    assert [row["op"] for row in report["results"]] == [
+        "decode_nms", "nms", "nms", "batched_nms", "dfl_decode", "dfl_decode",
+    ]  # fmt: skip
+    for row in report["results"]:
+        assert row["case"] in done.stdout
+        peers = set(row["contenders"]) - {"fastyolo"}
+        assert peers == ({"torchvision"} if "nms" in row["op"] and row["op"] != "decode_nms" else {"ultralytics"})
+        assert row["bytes"] > 0
+        assert row["peak_extra_bytes"] > 0
+        for name, times in row["contenders"].items():
+            assert times["mode"] == "call"
+            assert times["samples"] >= 2
+            assert 0 < times["low_us"] <= times["median_us"] <= times["high_us"]
+            ratio = times["median_us"] / row["contenders"]["fastyolo"]["median_us"]
+            assert row["ratio"][name] == pytest.approx(ratio, abs=0.02, rel=0.02)
+
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(file)])
+    runpy.run_path(str(SCRIPTS / "tables.py"), run_name="__main__")
+    table = capsys.readouterr().out
+    assert table.count("\n|") == len(report["results"]) + 2
+    assert "`nms` 10,000 boxes, max_det 300 | " in table
+
+
+def test_one_op(tmp_path):
+    done = CliRunner().invoke(
+        app, ["bench", "ops", "--quick", "--op", "dfl_decode", "--json", str(tmp_path / "x.json")]
+    )
+    assert done.exit_code == 0, done.output
+    assert {row["op"] for row in json.loads((tmp_path / "x.json").read_text())["results"]} == {"dfl_decode"}
+
+
+def test_peers_that_are_not_installed_are_left_out(monkeypatch):
+    for module in (cases, bench):
+        monkeypatch.setattr(module, "installed_version", lambda package: None)
+    assert bench.left_out() == ["ultralytics", "torchvision"]
+    done = CliRunner().invoke(app, ["bench", "ops", "--quick", "--op", "decode_nms", "--op", "nms"])
+    assert done.exit_code == 0, done.output
+    assert "ultralytics is not installed, so its times are left out." in done.stdout
+
+
+@pytest.mark.parametrize("op", list(cases.CASES))
+def test_wrong_answers_are_not_timed(monkeypatch, op):
+    inputs = cases.Inputs(CPU, torch.float32, None)
+    if op == "dfl_decode":
+        monkeypatch.setattr(ops, "dfl_decode", lambda logits, points, strides: logits[:, :4] * 0)
+    elif op == "decode_nms":
+        right = ops.decode_nms
+        monkeypatch.setattr(ops, "decode_nms", lambda *x, **settings: right(*x, **{**settings, "iou_threshold": 0.1}))
+    else:
+        everything = lambda boxes, *_, **__: (torch.arange(len(boxes)), torch.tensor([len(boxes)]))  # noqa: E731
+        monkeypatch.setattr(cases, "fixed_size_nms", everything)
+    with pytest.raises(cases.DisagreementError):
+        list(bench.run(cases.CASES[op](inputs, True), CPU, quick=True))
+
+
+def test_synthetic_maps_have_the_statistics_of_real_ones():
+    box_maps, cls_maps = cases.scene_maps(4, 0)
+    assert [tuple(x.shape) for x in box_maps] == [(4, 64, 80, 80), (4, 64, 40, 40), (4, 64, 20, 20)]
+
+    def above(conf: float) -> list[torch.Tensor]:
+        return [x > math.log(conf / (1 - conf)) for x in cls_maps]
+
+    assert 20 < sum(int(x.any(1).sum()) for x in above(0.25)) / 4 < 80
+    assert 400 < sum(int(x.sum()) for x in above(0.001)) / 4 < 1100
+    found = ops.decode_nms(box_maps, cls_maps, cases.STRIDES)
+    assert found.num_dets.min() >= 5  # seven objects each, some of which hide another
+    assert found.num_dets.max() <= 30
+    again = cases.scene_maps(4, 0)
+    assert all(a.equal(b) for a, b in zip([*box_maps, *cls_maps], [*again[0], *again[1]], strict=True))
+
+
+def test_contenders_take_turns():
+    log = []
+
+    class Logging(timing.Contender):
+        def __init__(self, name: str, seconds: float) -> None:
+            self.name, self.seconds = name, seconds
+
+        def sample(self) -> float:
+            log.append(self.name)
+            return self.seconds
+
+    result = timing.interleave({"a": Logging("a", 2e-6), "b": Logging("b", 5e-6)}, seconds=0, min_rounds=3)
+    assert "".join(log) == "aabb" + "abbaab"
+    assert result["a"] == timing.Timing(median_us=2.0, low_us=2.0, high_us=2.0, samples=3)
+    assert result["b"].median_us == 5.0
+
+
+def test_peak_memory_of_a_batch():
+    assert timing.peak_extra_bytes(lambda: torch.zeros(1 << 20) + 1, CPU) == pytest.approx(2 * 4 << 20, abs=64)
+    inputs = cases.Inputs(CPU, torch.float32, None)
+    maps = inputs.maps(32, 0)
+    call = lambda: ops.decode_nms(*maps, cases.STRIDES, score_threshold=0.001, multi_label=True)  # noqa: E731
+    assert timing.peak_extra_bytes(call, CPU) < 64e6
+
+
+def test_environment_says_where_a_number_comes_from():
+    facts = environment()
+    json.dumps(facts)
+    assert facts["cpu"]["model"]
+    assert facts["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert facts["date"].endswith("+00:00")
+
+
+# ---- agreement
+
+
+def prediction(*rows: tuple[float, ...]) -> torch.Tensor:
+    """rows of x1, y1, x2, y2, scores -> [1, 4 + C, A], as ultralytics has it."""
+    boxes = torch.tensor(rows)
+    corners = boxes[:, :4]
+    centres, extents = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+    return torch.cat((centres, extents, boxes[:, 4:]), 1).T[None]
+
+
+def detections(*rows: tuple[float, ...]) -> list[torch.Tensor]:
+    return [torch.tensor(rows).view(-1, 6)]
+
+
+SETTINGS = {"conf": 0.25, "iou": 0.5, "multi_label": False}
+
+
+def test_same_detections_agree():
+    rows = detections((0, 0, 10, 10, 0.9, 0), (50, 50, 70, 70, 0.8, 0))
+    values = prediction((0, 0, 10, 10, 0.9), (50, 50, 70, 70, 0.8))
+    assert compare(rows, rows, values, **SETTINGS, shifted=True) == Agreement(images=1, detections=2)
+
+
+def test_a_lost_detection_is_not_explained():
+    values = prediction((0, 0, 10, 10, 0.9), (50, 50, 70, 70, 0.8))
+    both = detections((0, 0, 10, 10, 0.9, 0), (50, 50, 70, 70, 0.8, 0))
+    lost = compare(detections((0, 0, 10, 10, 0.9, 0)), both, values, **SETTINGS, shifted=True)
+    assert (lost.differing, lost.differing_images, lost.unexplained) == (1, 1, 1)
+    moved = detections((0, 0, 10, 10, 0.9, 0), (51, 50, 71, 70, 0.8, 0))
+    assert compare(moved, both, values, **SETTINGS, shifted=True).unexplained == 2
+    relabelled = detections((0, 0, 10, 10, 0.9, 0), (50, 50, 70, 70, 0.8, 1))
+    assert compare(relabelled, both, values, **SETTINGS, shifted=True).unexplained == 2
+
+
+def test_an_iou_at_the_threshold_explains():
+    values = prediction((0, 0, 30, 10, 0.9), (10, 0, 40, 10, 0.8))  # IoU 20 / 40
+    one, two = detections((0, 0, 30, 10, 0.9, 0)), detections((0, 0, 30, 10, 0.9, 0), (10, 0, 40, 10, 0.8, 0))
+    found = compare(one, two, values, **SETTINGS, shifted=False)
+    assert (found.differing, found.close_pairs, found.unexplained) == (1, 1, 0)
+
+
+def test_a_score_at_the_threshold_explains_itself_alone():
+    values = prediction((0, 0, 10, 10, 0.9), (50, 50, 70, 70, 0.250001))
+    both = detections((0, 0, 10, 10, 0.9, 0), (50, 50, 70, 70, 0.250001, 0))
+    found = compare(detections((0, 0, 10, 10, 0.9, 0)), both, values, **SETTINGS, shifted=False)
+    assert (found.differing, found.close_scores, found.unexplained) == (1, 1, 0)
+    found = compare(detections((50, 50, 70, 70, 0.250001, 0)), both, values, **SETTINGS, shifted=False)
+    assert (found.differing, found.close_scores, found.unexplained) == (1, 0, 1)
+
+
+def test_a_shift_that_rounds_explains_only_when_asked():
+    scores = [0.0] * 80
+    scores[79] = 0.9
+    # Near 7680 * 79, float32 counts in sixteenths: 3.04 becomes 3.0625 and 1.03 becomes 1, an IoU of 0.503 then 0.516.
+    rows = [(0.0, 0.0, 3.04, 4.0, *scores), (1.03, 0.0, 4.0, 4.0, *scores)]
+    values = prediction(*rows)
+    one = detections((0, 0, 3.04, 4, 0.9, 79))
+    two = detections((0, 0, 3.04, 4, 0.9, 79), (1.03, 0, 4, 4, 0.9, 79))
+    settings = {**SETTINGS, "iou": 0.51}
+    shifted, plain = (compare(one, two, values, **settings, shifted=shifted) for shifted in (True, False))
+    assert (shifted.differing, shifted.close_pairs, shifted.rounded_pairs, shifted.unexplained) == (1, 0, 1, 0)
+    assert (plain.rounded_pairs, plain.unexplained) == (0, 1)

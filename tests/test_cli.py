@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The command line: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("ultralytics")
+
+import cv2
+import numpy as np
+import ultralytics.engine.model
+import yaml
+from ultralytics import YOLO
+from ultralytics.nn.tasks import yaml_model_load
+from ultralytics.utils import ASSETS
+
+import fastyolo
+from fastyolo._files import write_json
+from fastyolo.cli import app
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+BUS = str(ASSETS / "bus.jpg")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small untrained detector that is sure of a few things."""
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / "yolov8n.yaml").write_text(yaml.safe_dump({**yaml_model_load("yolov8n.yaml"), "nc": 2}))
+    torch.manual_seed(0)
+    model = YOLO(folder / "yolov8n.yaml")
+    model.model.names = {0: "cat", 1: "dog"}
+    for branch in model.model.model[-1].cv3:
+        torch.nn.init.constant_(branch[-1].bias, 1.0)
+    model.save(folder / "tiny.pt")
+    return str(folder / "tiny.pt")
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands write to runs/ by default, and downloads go to the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def succeed(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fail(status: int, *arguments: str) -> str:
+    """The one sentence of a failure."""
+    result = run(*arguments)
+    assert result.exit_code == status, result.output
+    assert result.stdout == ""
+    (sentence,) = result.stderr.splitlines()
+    assert sentence.startswith("fastyolo")
+    return sentence
+
+
+# ---- help and usage
+
+
+@pytest.mark.parametrize("command", [(), ("predict",), ("val",), ("info",), ("bench",), ("bench", "ops")])
+def test_help(command):
+    text = succeed(*command, "--help")
+    assert "Usage:" in text
+    if command and command != ("bench",):
+        assert "Example: fastyolo " + " ".join(command) in text
+        assert "--json" in text
+
+
+def test_help_shows_defaults(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = succeed("predict", "--help")
+    for default in ("0.25", "0.7", "300", "640", "yolov8n.pt", "runs/predict"):
+        assert f"[default: {default}]" in text
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, fastyolo.cli; print(sorted({'torch', 'ultralytics', 'numpy'} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "fastyolo: Missing command; see 'fastyolo --help'."),
+        (("detect",), "fastyolo: No such command 'detect'; see 'fastyolo --help'."),
+        (("predict", "--colour", "red"), "No such option: --colour"),
+        (("predict", "--conf", "1.5"), "Invalid value for '--conf'"),
+        (("predict", "--max-det", "0"), "Invalid value for '--max-det'"),
+        (("predict", "--source", "nowhere.jpg"), "Invalid value for --source: 'nowhere.jpg' does not exist"),
+        (("val",), "Missing option '--data'"),
+        (("bench", "ops", "--op", "sort"), "Invalid value for '--op'"),
+        (("bench", "ops", "--weights", __file__), "They belong together: give both or none"),
+    ],
+)
+def test_wrong_usage_is_status_2(arguments, message):
+    assert message in fail(2, *arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "--device", "cuda"), "torch sees no CUDA device, got 'cuda'"),
+        (("predict", "--half"), "float16 needs a GPU, and torch sees none"),
+        (("bench", "ops", "--device", "cuda"), "torch sees no CUDA device"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_status_2(arguments, message):
+    assert message in fail(2, *arguments)
+
+
+def test_missing_weights_are_one_sentence():
+    assert fail(1, "predict") == (
+        "fastyolo: The weights 'yolov8n.pt' are not on this machine and cannot be downloaded; "
+        "pass a detection checkpoint with --weights FILE."
+    )
+    assert "'nowhere.pt' are not on this machine" in fail(1, "val", "--weights", "nowhere.pt", "--data", "x.yaml")
+
+
+@pytest.mark.parametrize("package", ["torch", "ultralytics"])
+def test_a_missing_package_is_named(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from fastyolo.cli import app; app(['predict'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"fastyolo: {package} is not installed; pip install 'fastyolo[ultralytics]' brings it.\n"
+
+
+def test_other_tasks_are_refused():
+    assert "'yolov8n-cls.yaml' is a model for the task 'classify'" in fail(
+        1, "predict", "--weights", "yolov8n-cls.yaml"
+    )
+
+
+def test_debug_shows_the_traceback():
+    result = run("predict", "--weights", "nowhere.pt", "--debug")
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+# ---- predict
+
+
+def predict(weights: str, *arguments: str) -> tuple[str, dict[str, Any]]:
+    settings = ("--weights", weights, "--imgsz", "64", "--device", "cpu", "--json", "out.json", "--save-dir", "saved")
+    text = succeed("predict", *settings, *arguments)
+    return text, json.loads(Path("out.json").read_text())
+
+
+def test_predict_photographs(weights):
+    text, document = predict(weights, "--max-det", "5")
+    lines = text.splitlines()
+    for line, start in zip(lines, ("bus.jpg 810x1080: ", "zidane.jpg 1280x720: "), strict=False):
+        counts, times = line.removeprefix(start).split(" (")
+        assert sum(int(count) for count in re.findall(r"(\d+) (?:cat|dog)", counts)) == 5
+        assert re.fullmatch(r"preprocess [\d.]+, inference [\d.]+, postprocess [\d.]+ ms\)", times)
+    assert lines[2:] == ["Annotated pictures are in saved"]
+    for name, shape in (("bus", (1080, 810, 3)), ("zidane", (720, 1280, 3))):
+        picture = cv2.imread(f"saved/{name}.jpg")
+        assert picture.shape == shape
+        assert np.abs(picture.astype(int) - cv2.imread(str(ASSETS / f"{name}.jpg"))).max() > 100  # boxes are drawn
+    assert document["accelerated"] is True
+    image = document["images"][0]
+    assert (image["path"], image["width"], image["height"]) == (BUS, 810, 1080)
+    assert set(image["milliseconds"]) == {"preprocess", "inference", "postprocess"}
+    assert len(image["detections"]) == 5
+    for detection in image["detections"]:
+        assert detection["name"] == {0: "cat", 1: "dog"}[detection["class"]]
+        assert 0.25 < detection["score"] <= 1
+        left, top, right, bottom = detection["box"]
+        assert 0 <= left <= right <= 810
+        assert 0 <= top <= bottom <= 1080
+
+
+def test_predict_is_stock_with_stock(weights):
+    _, ours = predict(weights, "--source", BUS, "--batch", "2", "--agnostic-nms", "--iou", "0.5")
+    _, stock = predict(weights, "--source", BUS, "--agnostic-nms", "--iou", "0.5", "--stock")
+    assert (ours["accelerated"], stock["accelerated"]) == (True, False)
+    assert len(stock["images"][0]["detections"]) > 0
+    assert len(ours["images"][0]["detections"]) == len(stock["images"][0]["detections"])
+
+
+def test_predict_classes(weights):
+    _, document = predict(weights, "--source", BUS, "--classes", "1")
+    assert {detection["class"] for detection in document["images"][0]["detections"]} <= {1}
+    text, document = predict(weights, "--source", BUS, "--conf", "1")
+    assert document["images"][0]["detections"] == []
+    assert "bus.jpg 810x1080: nothing" in text
+
+
+def test_predict_folder_and_glob(weights):
+    Path("pictures").mkdir()
+    for number in range(3):
+        cv2.imwrite(f"pictures/{number}.png", np.full((48, 64, 3), 80 * number, np.uint8))
+    for source in ("pictures", "pictures/*.png"):
+        text, document = predict(weights, "--source", source)
+        assert [line.split(":")[0] for line in text.splitlines()[:3]] == [f"{number}.png 64x48" for number in range(3)]
+        assert [Path(image["path"]).name for image in document["images"]] == ["0.png", "1.png", "2.png"]
+    assert "No images or videos found" in fail(1, "predict", "--weights", weights, "--source", "pictures/*.jpg")
+
+
+def test_predict_video(weights):
+    writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(4):
+        writer.write(np.full((48, 64, 3), 60 * number, np.uint8))
+    writer.release()
+    text, document = predict(weights, "--source", "clip.avi")
+    assert text.startswith("clip.avi 64x48 4 frames: ")
+    assert [image["frame"] for image in document["images"]] == [0, 1, 2, 3]
+    video = cv2.VideoCapture("saved/clip.avi")
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+
+
+def test_predict_is_not_taken_for_the_command_line_of_ultralytics(weights, monkeypatch):
+    """Which it is by ultralytics, whose predict() then returns nothing: its program, too, ends in "yolo"."""
+    monkeypatch.setattr(ultralytics.engine.model, "ARGV", ["/usr/bin/fastyolo", "predict"])
+    text, _ = predict(weights, "--source", BUS)
+    assert text.startswith("bus.jpg")
+
+
+def test_predict_says_what_it_cannot_accelerate(weights):
+    model = YOLO(weights)
+    model.model.model[-1].dfl.conv.weight.data[0, 3] = 3.5
+    model.save("other.pt")
+    result = run("predict", "--weights", "other.pt", "--source", BUS, "--imgsz", "64", "--json", "out.json")
+    assert result.exit_code == 0
+    assert result.stderr.startswith(
+        "fastyolo: accelerate() leaves this model as it is: its head decodes boxes with DFL"
+    )
+    assert json.loads(Path("out.json").read_text())["accelerated"] is False
+
+
+# ---- val
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    for kind in ("images", "labels"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+    for number in range(3):
+        image = np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "data" / "images" / f"{number}.png"), image)
+        (tmp_path / "data" / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    file = tmp_path / "data" / "data.yaml"
+    file.write_text(
+        yaml.safe_dump({"path": str(file.parent), "train": "images", "val": "images", "names": ["cat", "dog"]})
+    )
+    return str(file)
+
+
+@pytest.mark.parametrize("rect", ["--rect", "--no-rect"])
+def test_val(weights, dataset, rect):
+    arguments = (
+        "--weights",
+        weights,
+        "--data",
+        dataset,
+        "--imgsz",
+        "64",
+        "--device",
+        "cpu",
+        "--json",
+        "out.json",
+        rect,
+    )
+    text = succeed("val", *arguments)
+    assert "mAP50-95" in text
+    document = json.loads(Path("out.json").read_text())
+    assert document["rect"] is (rect == "--rect")
+    assert document["accelerated"] is True
+    assert set(document["metrics"]) == {"mAP50-95", "mAP50", "precision", "recall"}
+    assert all(0 <= value <= 1 for value in document["metrics"].values())
+    assert set(document["milliseconds"]) == {"preprocess", "inference", "postprocess"}
+    succeed("val", *arguments, "--stock")
+    stock = json.loads(Path("out.json").read_text())
+    assert stock["accelerated"] is False
+    assert stock["metrics"] == pytest.approx(document["metrics"], abs=1e-6)
+
+
+def test_val_without_its_data_set(weights):
+    assert "nowhere.yaml" in fail(1, "val", "--weights", weights, "--data", "nowhere.yaml")
+
+
+# ---- info
+
+
+def test_info():
+    text = succeed("info", "--json", "info.json")
+    document = json.loads(Path("info.json").read_text())
+    assert document["versions"]["fastyolo"] == fastyolo.__version__
+    assert document["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert document["build"]["cpu_isa"] in text
+    assert document["torch_operators"] == "loaded"
+    assert document["cpu"]["cores"] >= 1
+
+
+def test_info_of_a_model(weights):
+    succeed("info", weights, "--imgsz", "320", "--json", "info.json")
+    model = json.loads(Path("info.json").read_text())["model"]
+    assert model["task"] == "detect"
+    assert model["classes"] == 2
+    assert model["parameters"] == sum(p.numel() for p in YOLO(weights).model.parameters())
+    assert model["strides"] == [8, 16, 32]
+    assert model["gflops"] == pytest.approx(2.0, abs=0.3)  # 8.1 at 640 x 640
+    assert model["accelerated"] == "yes"
+    succeed("info", "yolov8n-pose.yaml", "--json", "info.json")
+    reason = json.loads(Path("info.json").read_text())["model"]["accelerated"]
+    assert reason == "no: its head Pose has its own forward_head in place of Detect's"
+
+
+# ---- as a program
+
+
+def test_program(weights):
+    """`python -m fastyolo` and the installed script are the same program."""
+    environment = {**os.environ, "COLUMNS": "80"}
+    arguments = ["predict", "--weights", weights, "--source", BUS, "--imgsz", "64", "--max-det", "2"]
+    programs = [[sys.executable, "-m", "fastyolo"]]
+    if script := shutil.which("fastyolo", path=str(Path(sys.executable).parent)):
+        programs.append([script])
+    for program in programs:
+        done = subprocess.run([*program, *arguments], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("bus.jpg 810x1080: ")
+        failed = subprocess.run(
+            [*program, "predict", "--weights", "no.pt"], capture_output=True, text=True, check=False
+        )
+        assert failed.returncode == 1
+        assert failed.stderr.splitlines()[-1].startswith("fastyolo: The weights 'no.pt' are not on this machine")
+
+
+@pytest.mark.parametrize("name", ["detect", "decode_maps"])
+def test_examples(name, weights, monkeypatch, capsys):
+    file = EXAMPLES / f"{name}.py"
+    assert len(file.read_text().splitlines()) < 60
+    monkeypatch.setattr(sys, "argv", [str(file), *([weights, BUS] if name == "detect" else [])])
+    runpy.run_path(str(file), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    if name == "detect":
+        assert lines[-1].startswith("post-processing took ")
+        assert lines[0].split()[0] in {"cat", "dog"}
+    else:
+        assert lines == [
+            "class 2, score 0.88, 280,104 - 376,264, from row 10, column 20 of the level with stride 16",
+            "class 2, score 0.62, 48,112 - 176,240, from row 5, column 3 of the level with stride 32",
+        ]
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    file = tmp_path / "folder" / "document.json"
+    write_json(file, {"old": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(file, {"new": float("nan")})
+    assert json.loads(file.read_text()) == {"old": 1}
+    assert [path.name for path in file.parent.iterdir()] == ["document.json"]
