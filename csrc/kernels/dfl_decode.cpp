@@ -104,27 +104,27 @@ void decode_range(const DflDecodeParams& p, int64_t image, int64_t first, int64_
   alignas(64) C tile[kMaxBins * kWidth];
   alignas(64) C tile_out[Backward ? kMaxBins * kWidth : 1];
 
-  for (int64_t a = first; a < last; a += kWidth) {
-    const int lanes = static_cast<int>(std::min<int64_t>(kWidth, last - a));
-    const bool whole = lanes == kWidth;
-    const auto row_of = [&](const C* row) {
-      if (whole) return load<C>(row + a);
-      Vec<C> v = splat(row[a]);
-      for (int i = 0; i < lanes; ++i) v[i] = row[a + i];
-      return v;
-    };
-    const Vec<C> stride = row_of(strides);
-    for (int side = 0; side < 4; ++side) {
-      const int64_t channel = side * bins;
-      // The first two distances go left and up, the last two right and down.
-      const Vec<C> sign = splat(static_cast<C>(side < 2 ? -1 : 1));
+  // Sides outside, anchors inside: a side's planes are as many streams as the hardware follows, all sides' are not.
+  for (int side = 0; side < 4; ++side) {
+    const int64_t channel = side * bins;
+    // The first two distances go left and up, the last two right and down.
+    const Vec<C> sign = splat(static_cast<C>(side < 2 ? -1 : 1));
+    for (int64_t a = first; a < last; a += kWidth) {
+      const int lanes = static_cast<int>(std::min<int64_t>(kWidth, last - a));
+      const bool whole = lanes == kWidth;
+      const auto row_of = [&](const C* row) {
+        if (whole) return load<C>(row + a);
+        Vec<C> v = splat(row[a]);
+        for (int i = 0; i < lanes; ++i) v[i] = row[a + i];
+        return v;
+      };
+      const Vec<C> stride = row_of(strides);
       const bool direct = whole && logits.stride_a == 1;
       if (direct) {
-        // The planes of one side are too many streams for the hardware to follow: a third off the time of large
-        // batches.
         for (int64_t i = 0; i < bins; ++i) __builtin_prefetch(logits.at(channel + i, a + 4 * kWidth));
+      } else {
+        gather(logits, channel, bins, a, lanes, tile);
       }
-      if (!direct) gather(logits, channel, bins, a, lanes, tile);
 
       if constexpr (Backward) {
         const T* from = grad_boxes + side * anchors + a;
@@ -164,7 +164,8 @@ Status run(const DflDecodeParams& p, const ParallelFor& parallel_for) {
     using T = Element<dtype.value>;
     return dispatch_int<16, 8>(p.bins, [&](auto bins) {
       const int64_t blocks = ceil_div(p.anchors, kGrainAnchors);  // per image, so that no range spans two images
-      parallel_for(p.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+      const int64_t grain = kGrainAnchors / std::clamp(p.anchors, int64_t{1}, kGrainAnchors);
+      parallel_for(p.batch * blocks, grain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t first = i % blocks * kGrainAnchors;
           decode_range<bins.value, T, Backward>(p, i / blocks, first, std::min(first + kGrainAnchors, p.anchors));

@@ -238,7 +238,8 @@ inline void transpose(Vec<T>* rows) {
 }
 
 // e^x for x <= 0, relative error below 2e-7: 2^n * e^r with n = round(x / ln 2), the Taylor polynomial of e^r up to r^6
-// on |r| <= ln(2)/2 (remainder r^7/7! < 2e-7). Below -87 the true value is under 1e-37 and the result is 0; NaN stays.
+// on |r| <= ln(2)/2 (remainder r^7/7! < 2e-7). Below -87 the result stays at e^-87, 1.6e-38: nothing beside the 1 that
+// the largest term of a softmax is. NaN stays.
 inline Vec<float> exp_nonpositive(Vec<float> x) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693359375f;  // ln 2 split in two, so that x - n ln 2 keeps its bits
@@ -260,8 +261,7 @@ inline Vec<float> exp_nonpositive(Vec<float> x) {
   const Vec<uint32_t> scale_bits = (bits << 23) + 0x3f800000u;  // 2^n: the low bits of `shifted` hold n
   Vec<float> scale;
   std::memcpy(&scale, &scale_bits, sizeof(scale));
-  const Vec<float> y = p * scale;
-  return x < splat(-87.f) ? Vec<float>{} : y;
+  return p * scale;
 }
 
 inline Vec<double> exp_nonpositive(Vec<double> x) {

@@ -51,7 +51,7 @@ class ThreadPool {
     int64_t chunk;
     std::atomic<int64_t> next{0};
     int helpers = 0;  // under mutex_: the job lives on its caller's stack until the last helper has left
-    std::condition_variable left;
+    std::condition_variable left{};
 
     void work() {
       for (int64_t begin; (begin = next.fetch_add(chunk, std::memory_order_relaxed)) < count;) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA entries on arrays in the stand-in's device memory, for device.py.
+// The CUDA entries on arrays in the stand-in's device memory, for simt.py.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
