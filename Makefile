@@ -1,0 +1,44 @@
+# Each target works by itself on a fresh clone: Python 3.10 or later and a C++17 compiler are all it needs. nvcc is used
+# if it is on PATH. `make PYTHON=python3.12 test` picks the interpreter; FASTYOLO_CUDA=on|off|auto and
+# CMAKE_CUDA_ARCHITECTURES go to the build.
+PYTHON ?= python3
+WEIGHTS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+TAG := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+REQUIREMENTS := $(VENV)/requirements-$(TAG)
+BUILT := $(VENV)/built-$(TAG)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*/*)
+CXX_FILES = $(shell find csrc tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+
+.PHONY: setup demo test bench lint clean
+
+setup: $(BUILT)
+
+$(REQUIREMENTS): constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r constraints.txt
+	@touch $@
+
+$(BUILT): $(REQUIREMENTS) $(SOURCES)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(BIN)/python -m pip check --disable-pip-version-check
+	@touch $@
+
+demo: $(BUILT)
+	$(BIN)/fastyolo predict --save-dir runs/demo $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+
+test: $(BUILT)
+	$(BIN)/python -m pytest --cov=fastyolo
+
+bench: $(BUILT)
+	$(BIN)/fastyolo bench ops --device cpu
+
+lint: $(REQUIREMENTS)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+clean:
+	rm -rf $(VENV) build
