@@ -13,7 +13,9 @@ from types import ModuleType
 import pybind11
 
 SOURCE = Path(__file__).resolve().parent
-BUILD = Path(os.environ.get("FASTYOLO_SIMT_BUILD", SOURCE.parents[1] / "build" / "simt"))
+# Of this interpreter: `make PYTHON=...` changes it in the same clone.
+_TAG = sys.implementation.cache_tag
+BUILD = Path(os.environ.get("FASTYOLO_SIMT_BUILD", SOURCE.parents[1] / "build" / f"simt-{_TAG}"))
 KERNELS = SOURCE.parents[1] / "csrc" / "kernels"
 BUILDS = ("checked", "asan")
 
