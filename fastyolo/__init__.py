@@ -28,12 +28,22 @@ if _compiled_version != __version__:
     )
 
 if TYPE_CHECKING:
-    from fastyolo import bench, integrations, ops, reference
+    from fastyolo import bench, integrations, nn, ops, reference
     from fastyolo.integrations.ultralytics import accelerate
 
-__all__ = ["BUILD_COMMAND", "__version__", "accelerate", "bench", "build_info", "integrations", "ops", "reference"]
+__all__ = [
+    "BUILD_COMMAND",
+    "__version__",
+    "accelerate",
+    "bench",
+    "build_info",
+    "integrations",
+    "nn",
+    "ops",
+    "reference",
+]
 
-_MODULES = ("bench", "integrations", "ops", "reference")
+_MODULES = ("bench", "integrations", "nn", "ops", "reference")
 _HOMES = {"accelerate": "fastyolo.integrations.ultralytics"}
 
 

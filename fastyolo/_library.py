@@ -4,13 +4,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import fastyolo
 from fastyolo import _C
 
-_OPERATORS = ("batched_nms", "decode_nms", "dfl_decode", "dfl_decode_backward", "multiclass_nms")
+_DIFFERENTIABLE = ("dfl_decode", "dw_sppf", "eca", "sppf_pool")
+_OPERATORS = (
+    "batched_nms",
+    "decode_nms",
+    "multiclass_nms",
+    *_DIFFERENTIABLE,
+    *(f"{name}_backward" for name in _DIFFERENTIABLE),
+)
 _registrations = torch.library.Library("fastyolo", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -47,3 +56,12 @@ def register_without_gradient(name: str) -> None:
     """Makes the outputs of an operator constants to autograd: by default, they would require a gradient that never
     comes."""
     _registrations.impl(name, torch.library.fallthrough_kernel, "Autograd")  # type: ignore[no-untyped-call]
+
+
+def refuse_second_derivative(name: str) -> None:
+    """Answers a second backward pass through an operator with one sentence."""
+
+    def backward_twice(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f"{name} has a first derivative only, got a second backward pass through it")
+
+    torch.library.register_autograd(f"fastyolo::{name}_backward", backward_twice)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fastyolo.ops.detections import Detections
 
@@ -62,6 +63,36 @@ def dfl_decode(logits: Tensor, anchor_points: Tensor, strides: Tensor) -> Tensor
         distances = (sides.softmax(2) * positions[:, None]).sum(2)
     boxes = torch.cat([anchor_points - distances[:, :2], anchor_points + distances[:, 2:]], 1) * strides
     return boxes.to(logits.dtype)
+
+
+def eca(x: Tensor, weight: Tensor) -> Tensor:
+    """As fastyolo.ops.eca; differentiable by torch, any number of times."""
+    wide = _widen(x)
+    means = wide.mean((2, 3), keepdim=True).squeeze(-1).transpose(1, 2)  # [B, 1, C]
+    logits = functional.conv1d(means, _widen(weight).view(1, 1, -1), padding=len(weight) // 2)
+    return (wide * logits.transpose(1, 2).unsqueeze(-1).sigmoid()).to(x.dtype)
+
+
+def dw_sppf(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: int = 2, activation: str = "identity"
+) -> Tensor:
+    """As fastyolo.ops.dw_sppf; differentiable by torch, any number of times."""
+    stages, channels, kernel, _ = weight.shape
+    settings = {"padding": dilation * (kernel // 2), "dilation": dilation, "groups": channels}
+    outputs = [_widen(x)]
+    for stage in range(stages):
+        stage_bias = None if bias is None else _widen(bias[stage])
+        z = functional.conv2d(outputs[-1], _widen(weight[stage]).unsqueeze(1), stage_bias, **settings)
+        outputs.append(z if activation == "identity" else getattr(functional, activation)(z))
+    return torch.cat(outputs, 1).to(x.dtype)
+
+
+def sppf_pool(x: Tensor, *, kernel_size: int = 5) -> Tensor:
+    """As fastyolo.ops.sppf_pool; differentiable by torch, any number of times."""
+    outputs = [x]
+    for _ in range(3):
+        outputs.append(functional.max_pool2d(outputs[-1], kernel_size, stride=1, padding=kernel_size // 2))
+    return torch.cat(outputs, 1)
 
 
 def anchor_grid(sizes: Sequence[Sequence[int]], strides: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,16 @@ DTYPES = {
         "cpu": (torch.float32, torch.bfloat16, torch.float64),
         "cuda": (torch.float32, torch.float16, torch.bfloat16),
     }
-    for op in ("decode_nms", "multiclass_nms", "batched_nms", "nms", "dfl_decode")
+    for op in ("decode_nms", "multiclass_nms", "batched_nms", "nms", "dfl_decode", "eca", "dw_sppf", "sppf_pool")
 }
+
+DIFFERENTIABLE = {
+    "dfl_decode": ("logits",),
+    "eca": ("x", "weight"),
+    "dw_sppf": ("x", "weight", "bias"),
+    "sppf_pool": ("x",),
+}
+"""The inputs that have a gradient."""
 
 # Relative to the largest value of the reference in float64; detections differ in rounding only, so scores and boxes of
 # any input dtype are held to float32's.
@@ -50,6 +58,8 @@ class Case:
     """Keyword arguments in float32 on the CPU."""
     layout: Callable[[Tensor], Tensor] = as_it_is
     """Lays out the tensors of rank 3 and more."""
+    float32: tuple[str, ...] = ()
+    """Inputs that stay float32 beside half precision."""
 
     @property
     def id(self) -> str:
@@ -64,8 +74,7 @@ class Case:
             if not isinstance(value, Tensor):
                 return value
             if value.is_floating_point():
-                is_grid = self.op == "dfl_decode" and name != "logits"
-                value = value.to(torch.float32 if is_grid and dtype != torch.float64 else dtype)
+                value = value.to(torch.float32 if name in self.float32 and dtype != torch.float64 else dtype)
             value = value.to(device)
             return self.layout(value) if value.dim() >= 3 else value
 
@@ -77,6 +86,30 @@ class Case:
     def check(self, actual: Any, inputs: Inputs) -> None:
         """Raises AssertionError unless `actual` is what the reference says of these inputs."""
         CHECKS[self.op](on_cpu(actual), on_cpu(inputs))
+
+    def gradients(self, inputs: Inputs, function: Callable[..., Tensor] | None = None) -> dict[str, Tensor]:
+        """The gradients of the operator, or of another function, for an output gradient that depends on the shape
+        alone."""
+        given = [name for name in DIFFERENTIABLE[self.op] if inputs[name] is not None]
+        leaves = {name: inputs[name].detach().requires_grad_() for name in given}
+        result = (function or getattr(fastyolo.ops, self.op))(**{**inputs, **leaves})
+        grad = self.layout(output_gradient(result))
+        return dict(zip(leaves, torch.autograd.grad(result, list(leaves.values()), grad), strict=True))
+
+    def backward_inputs(self, inputs: Inputs) -> Inputs:
+        """The arguments of the operator's backward: an output gradient, and inputs of the same names."""
+        schema = getattr(torch.ops.fastyolo, f"{self.op}_backward").default._schema
+        grad, *names = (argument.name for argument in schema.arguments)
+        return {grad: self.layout(output_gradient(self.run(inputs))), **{name: inputs[name] for name in names}}
+
+    def check_gradients(self, inputs: Inputs) -> None:
+        """Raises AssertionError unless the gradients are those of the reference in float64."""
+        exact = self.gradients(in_float64(on_cpu(inputs)), getattr(reference, self.op))
+        for name, actual in self.gradients(inputs).items():
+            assert (actual.dtype, actual.shape) == (inputs[name].dtype, inputs[name].shape), name
+            # The pools only add up the output's gradient, which is of small integers.
+            tolerance = 0.0 if self.op == "sppf_pool" else TOLERANCE[actual.dtype]
+            assert_close(actual.cpu(), exact[name], tolerance)
 
 
 def on_cpu(value: Any) -> Any:
@@ -91,6 +124,16 @@ def on_cpu(value: Any) -> Any:
     return value
 
 
+def in_float64(inputs: Inputs) -> Inputs:
+    return {name: value.double() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def output_gradient(result: Tensor) -> Tensor:
+    """A gradient of `result` in integers from -3 to 3."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(-3, 4, result.shape, generator=generator).to(result)
+
+
 # ---- what results must be
 
 
@@ -100,11 +143,19 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
-def check_dfl_decode(actual: Tensor, inputs: Inputs) -> None:
-    logits = inputs["logits"]
-    assert actual.dtype == logits.dtype
-    expected = reference.dfl_decode(**{name: value.double() for name, value in inputs.items()})
-    assert_close(actual, expected, TOLERANCE[logits.dtype])
+def check_close(op: str, first: str) -> Callable[[Tensor, Inputs], None]:
+    """Holds a tensor to the reference in float64; its dtype is that of the input `first`."""
+
+    def check(actual: Tensor, inputs: Inputs) -> None:
+        dtype = inputs[first].dtype
+        assert actual.dtype == dtype
+        assert_close(actual, getattr(reference, op)(**in_float64(inputs)), TOLERANCE[dtype])
+
+    return check
+
+
+def check_sppf_pool(actual: Tensor, inputs: Inputs) -> None:
+    torch.testing.assert_close(actual, reference.sppf_pool(**inputs), rtol=0, atol=0, equal_nan=True)
 
 
 def check_kept(op: str) -> Callable[[Tensor, Inputs], None]:
@@ -184,7 +235,10 @@ CHECKS: dict[str, Callable[[Any, Inputs], None]] = {
     "multiclass_nms": check_multiclass_nms,
     "batched_nms": check_kept("batched_nms"),
     "nms": check_kept("nms"),
-    "dfl_decode": check_dfl_decode,
+    "dfl_decode": check_close("dfl_decode", "logits"),
+    "eca": check_close("eca", "x"),
+    "dw_sppf": check_close("dw_sppf", "x"),
+    "sppf_pool": check_sppf_pool,
 }
 
 # ---- inputs
@@ -299,6 +353,72 @@ def dfl_inputs(generator: torch.Generator, *, batch: int = 2, bins: int = 16, an
     }
 
 
+def feature_map(generator: torch.Generator, kind: str, shape: tuple[int, int, int, int]) -> Tensor:
+    """x [B, C, H, W]: "normal", "tied" in five values and zeros of both signs, or "constant". Another kind names values
+    that take the place of normal ones in every fourth channel: "nan", "inf", "-inf", or several with commas."""
+    x = torch.randn(shape, generator=generator)
+    if kind == "tied":
+        return torch.randint(-2, 3, shape, generator=generator) * x.sign()
+    if kind == "constant":
+        return torch.full(shape, -1.5)
+    for value in () if kind == "normal" else kind.split(","):
+        bad = torch.rand(shape, generator=generator) < 0.1
+        bad[:, torch.arange(shape[1]) % 4 != 0] = False
+        x[bad] = float(value)
+    return x
+
+
+def eca_inputs(
+    generator: torch.Generator,
+    *,
+    batch: int = 2,
+    channels: int = 19,
+    size: tuple[int, int] = (7, 9),
+    taps: int = 3,
+    kind: str = "normal",
+) -> Inputs:
+    x = 1 + feature_map(generator, kind, (batch, channels, *size))
+    return {"x": x, "weight": torch.randn(taps, generator=generator)}
+
+
+def dw_sppf_inputs(
+    generator: torch.Generator,
+    *,
+    batch: int = 2,
+    channels: int = 3,
+    size: tuple[int, int] = (7, 9),
+    kernel: int = 3,
+    dilation: int = 2,
+    bias: bool = True,
+    activation: str = "silu",
+    kind: str = "normal",
+) -> Inputs:
+    x = feature_map(generator, kind, (batch, channels, *size))
+    weight = torch.randn(3, channels, kernel, kernel, generator=generator) / kernel
+    shift = torch.randn(3, channels, generator=generator)
+    if activation == "relu":  # Half integers, which make every sum exact: else it is rounding that decides the sign.
+        x, weight, shift = ((2 * value).round() / 2 for value in (x, weight, shift))
+    return {
+        "x": x,
+        "weight": weight,
+        "bias": shift if bias else None,
+        "dilation": dilation,
+        "activation": activation,
+    }
+
+
+def sppf_pool_inputs(
+    generator: torch.Generator,
+    *,
+    batch: int = 2,
+    channels: int = 3,
+    size: tuple[int, int] = (7, 9),
+    kernel_size: int = 5,
+    kind: str = "normal",
+) -> Inputs:
+    return {"x": feature_map(generator, kind, (batch, channels, *size)), "kernel_size": kernel_size}
+
+
 # ---- layouts: none of them costs a copy
 
 
@@ -312,11 +432,20 @@ def transposed(x: Tensor) -> Tensor:
     return x.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
-def cropped(x: Tensor) -> Tensor:
+def cropped(x: Tensor, layout: Callable[[Tensor], Tensor] = as_it_is) -> Tensor:
     """A view into a larger tensor of NaN, so that a read beside the view shows."""
-    frame = x.new_full([size + 3 for size in x.shape], float("nan"))
+    frame = layout(x.new_full([size + 3 for size in x.shape], float("nan")))
     view = frame[tuple(slice(1, 1 + size) for size in x.shape)]
     return view.copy_(x)
+
+
+def cropped_channels_last(x: Tensor) -> Tensor:
+    return cropped(x, channels_last)
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """The first image in the place of all, with a stride of 0."""
+    return x[:1].expand_as(x)
 
 
 # ---- the table
@@ -345,7 +474,51 @@ def multiclass_nms_case(name: str, layout: Callable[[Tensor], Tensor] = as_it_is
 
 
 def dfl_case(name: str, layout: Callable[[Tensor], Tensor] = as_it_is, **sizes: int) -> Case:
-    return Case("dfl_decode", name, lambda generator: dfl_inputs(generator, **sizes), layout)
+    grid = ("anchor_points", "strides")
+    return Case("dfl_decode", name, lambda generator: dfl_inputs(generator, **sizes), layout, grid)
+
+
+MAPS: dict[str, Callable[..., Inputs]] = {
+    "eca": eca_inputs,
+    "dw_sppf": dw_sppf_inputs,
+    "sppf_pool": sppf_pool_inputs,
+}
+
+
+def map_case(
+    op: str,
+    name: str,
+    layout: Callable[[Tensor], Tensor] = as_it_is,
+    float32: tuple[str, ...] = (),
+    **arguments: Any,
+) -> Case:
+    return Case(op, name, lambda generator: MAPS[op](generator, **arguments), layout, float32)
+
+
+def map_cases(op: str) -> list[Case]:
+    """What every operator on feature maps must get right."""
+    sizes = ((1, 1), (1, 7), (5, 1), (19, 19), (20, 20), (33, 65))
+    special = ("nan", "inf", "-inf", "nan,inf,-inf")
+    return [
+        map_case(op, "default"),
+        *(map_case(op, f"{height}x{width}", batch=1, size=(height, width)) for height, width in sizes),
+        map_case(op, "160x160", batch=1, channels=2, size=(160, 160)),
+        *(map_case(op, f"{channels}-channels", channels=channels) for channels in (1, 2, 8, 13)),
+        map_case(op, "64-channels", batch=1, channels=64),
+        map_case(op, "1024-channels", batch=1, channels=1024, size=(2, 3)),
+        map_case(op, "channels-last", channels_last, channels=13),
+        map_case(op, "channels-last-vectors", channels_last, channels=32),
+        map_case(op, "channels-last-20x20", channels_last, channels=8, size=(20, 20)),
+        map_case(op, "channels-last-1-channel", channels_last, channels=1),
+        map_case(op, "channels-last-1-pixel", channels_last, channels=16, size=(1, 1)),
+        map_case(op, "cropped", cropped),
+        map_case(op, "cropped-channels-last", cropped_channels_last),
+        map_case(op, "transposed", transposed),
+        map_case(op, "broadcast", broadcast),
+        map_case(op, "9-images", batch=9),
+        map_case(op, "0-images", batch=0),
+        *(map_case(op, kind, kind=kind, channels=8) for kind in special),
+    ]
 
 
 ODD_SIZES = ((19, 33), (1, 7), (5, 1))
@@ -432,4 +605,34 @@ CASES = [
     dfl_case("5-bins", bins=5),
     dfl_case("8-bins", bins=8, batch=3),
     dfl_case("33-bins", bins=33),
+    *map_cases("eca"),
+    *(map_case("eca", f"{taps}-taps", taps=taps) for taps in (1, 5, 7, 9, 31)),
+    map_case("eca", "more-taps-than-channels", taps=9, channels=2),
+    map_case("eca", "float32-weight", float32=("weight",)),
+    *map_cases("dw_sppf"),
+    *(
+        map_case(
+            "dw_sppf",
+            f"{kernel}x{kernel}-dilation-{dilation}-{activation}{'' if bias else '-no-bias'}",
+            kernel=kernel,
+            dilation=dilation,
+            activation=activation,
+            bias=bias,
+        )
+        for kernel in (3, 5)
+        for dilation in (1, 2)
+        for activation in ("identity", "relu", "silu")
+        for bias in (True, False)
+    ),
+    map_case("dw_sppf", "5x5-channels-last", channels_last, kernel=5, channels=13, size=(11, 10)),
+    map_case("dw_sppf", "float32-parameters", float32=("weight", "bias")),
+    *map_cases("sppf_pool"),
+    *(map_case("sppf_pool", f"kernel-{size}", kernel_size=size) for size in (1, 3, 7, 13, 15)),
+    *(
+        map_case("sppf_pool", f"{kind}-{name}", layout, kind=kind, size=(19, 21))
+        for kind in ("tied", "constant")
+        for name, layout in (("contiguous", as_it_is), ("channels-last", channels_last))
+    ),
+    map_case("sppf_pool", "nan-channels-last", channels_last, kind="nan", channels=8),
+    map_case("sppf_pool", "nan-kernel-3", kind="nan", kernel_size=3, channels=8),
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fastyolo
-from fastyolo.ops import batched_nms, decode_nms, dfl_decode, multiclass_nms, nms
+from fastyolo.ops import batched_nms, decode_nms, dfl_decode, dw_sppf, eca, multiclass_nms, nms, sppf_pool
 
 
 def maps(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -21,6 +21,9 @@ def maps(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[T
 
 
 dfl_decode_backward = torch.ops.fastyolo.dfl_decode_backward.default
+eca_backward = torch.ops.fastyolo.eca_backward.default
+dw_sppf_backward = torch.ops.fastyolo.dw_sppf_backward.default
+sppf_pool_backward = torch.ops.fastyolo.sppf_pool_backward.default
 
 # Good arguments, of which each row of the tables below spoils some.
 ARGUMENTS: dict[Callable[..., Any], dict[str, Any]] = {
@@ -43,6 +46,19 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, Any]] = {
         "logits": torch.zeros(2, 64, 9),
         "strides": torch.zeros(9),
     },
+    eca: {"x": torch.zeros(2, 8, 4, 5), "weight": torch.zeros(3)},
+    eca_backward: {"grad_y": torch.zeros(2, 8, 4, 5), "x": torch.zeros(2, 8, 4, 5), "weight": torch.zeros(3)},
+    dw_sppf: {"x": torch.zeros(2, 8, 4, 5), "weight": torch.zeros(3, 8, 3, 3), "bias": torch.zeros(3, 8)},
+    dw_sppf_backward: {
+        "grad_out": torch.zeros(2, 32, 4, 5),
+        "x": torch.zeros(2, 8, 4, 5),
+        "weight": torch.zeros(3, 8, 3, 3),
+        "bias": torch.zeros(3, 8),
+        "dilation": 2,
+        "activation": "relu",
+    },
+    sppf_pool: {"x": torch.zeros(2, 8, 4, 5)},
+    sppf_pool_backward: {"grad_out": torch.zeros(2, 32, 4, 5), "x": torch.zeros(2, 8, 4, 5), "kernel_size": 5},
 }
 
 
@@ -235,6 +251,66 @@ ROWS: list[Row] = [
         {"logits": huge(4096, 64, 8400), "anchor_points": huge(2, 8400), "strides": huge(8400)},
         "logits have more than 2^31 - 1 elements (4096x64x8400); split the batch",
     ),
+    *(
+        (op, {"x": torch.zeros(8, 4, 5)}, "x must have shape [B, C, H, W], got [8, 4, 5]")
+        for op in (eca, dw_sppf, sppf_pool, eca_backward, dw_sppf_backward, sppf_pool_backward)
+    ),
+    *((op, {"x": torch.zeros(2, 8, 4, 5).int()}, f"x must be {FLOATS}, got int32") for op in (eca, dw_sppf, sppf_pool)),
+    (
+        sppf_pool,
+        {"x": torch.zeros(2, 8, 4, 5).half()},
+        "x must be float32, bfloat16 or float64 on this device, got float16",
+    ),
+    (eca, {"weight": torch.zeros(1, 1, 3)}, "weight must have shape [k], got [1, 1, 3]"),
+    (eca, {"weight": torch.zeros(4)}, "weight must have an odd number of elements up to 31, got 4"),
+    (eca, {"weight": torch.zeros(33)}, "weight must have an odd number of elements up to 31, got 33"),
+    (eca, {"weight": torch.zeros(0)}, "weight must have an odd number of elements up to 31, got 0"),
+    (eca, {"weight": torch.zeros(3).long()}, f"weight must be {FLOATS}, got int64"),
+    (eca, {"weight": torch.zeros(3).double()}, "weight must be float32 with x of float32, got float64"),
+    (eca, {"weight": torch.zeros(3).bfloat16()}, "weight must be float32 with x of float32, got bfloat16"),
+    (
+        eca,
+        {"x": torch.zeros(2, 8, 4, 5).bfloat16(), "weight": torch.zeros(3).half()},
+        "weight must be float32 or bfloat16 with x of bfloat16, got float16",
+    ),
+    (eca, {"x": huge(2, 64, 4096, 4097)}, "x has more than 2^31 - 1 elements (2x64x4096x4097); split the batch"),
+    (eca_backward, {"grad_y": torch.zeros(2, 8, 5, 4)}, "grad_y must have shape [2, 8, 4, 5], got [2, 8, 5, 4]"),
+    (eca_backward, {"grad_y": torch.zeros(2, 8, 4, 5).double()}, "grad_y must be float32 like x, got float64"),
+    (dw_sppf, {"weight": torch.zeros(8, 3, 3)}, "weight must have shape [3, 8, K, K], got [8, 3, 3]"),
+    (dw_sppf, {"weight": torch.zeros(2, 8, 3, 3)}, "weight must have shape [3, 8, K, K], got [2, 8, 3, 3]"),
+    (dw_sppf, {"weight": torch.zeros(3, 7, 3, 3)}, "weight must have shape [3, 8, K, K], got [3, 7, 3, 3]"),
+    (dw_sppf, {"weight": torch.zeros(3, 8, 3, 5)}, "weight must have shape [3, 8, K, K], got [3, 8, 3, 5]"),
+    (dw_sppf, {"weight": torch.zeros(3, 8, 7, 7)}, "weight must have kernels of 3x3 or 5x5, got 7x7"),
+    (dw_sppf, {"weight": torch.zeros(3, 8, 3, 3).half()}, "weight must be float32 with x of float32, got float16"),
+    (dw_sppf, {"bias": torch.zeros(8)}, "bias must have shape [3, 8], got [8]"),
+    (dw_sppf, {"bias": torch.zeros(3, 8).double()}, "bias must be float32 like weight, got float64"),
+    (dw_sppf, {"dilation": 3}, "dilation must be 1 or 2, got 3"),
+    (dw_sppf, {"activation": "gelu"}, "activation must be identity, relu or silu, got gelu"),
+    (dw_sppf, {"activation": ""}, "activation must be identity, relu or silu, got "),
+    (
+        dw_sppf,
+        {"x": huge(2, 8, 8192, 8192)},
+        "the result would have more than 2^31 - 1 elements (2x32x8192x8192); split the batch",
+    ),
+    (
+        dw_sppf_backward,
+        {"grad_out": torch.zeros(2, 8, 4, 5)},
+        "grad_out must have shape [2, 32, 4, 5], got [2, 8, 4, 5]",
+    ),
+    (dw_sppf_backward, {"grad_out": torch.zeros(2, 32, 4, 5).half()}, "grad_out must be float32 like x, got float16"),
+    (sppf_pool, {"kernel_size": 4}, "kernel_size must be an odd number up to 15, got 4"),
+    (sppf_pool, {"kernel_size": 17}, "kernel_size must be an odd number up to 15, got 17"),
+    (sppf_pool, {"kernel_size": -1}, "kernel_size must be an odd number up to 15, got -1"),
+    (
+        sppf_pool,
+        {"x": huge(2, 8, 8192, 8192)},
+        "the result would have more than 2^31 - 1 elements (2x32x8192x8192); split the batch",
+    ),
+    (
+        sppf_pool_backward,
+        {"grad_out": torch.zeros(2, 24, 4, 5)},
+        "grad_out must have shape [2, 32, 4, 5], got [2, 24, 4, 5]",
+    ),
     (dfl_decode_backward, {"grad_boxes": torch.zeros(2, 4, 8)}, "grad_boxes must have shape [2, 4, 9], got [2, 4, 8]"),
     (
         dfl_decode_backward,
@@ -258,6 +334,9 @@ def test_views_that_span_too_much_memory_are_refused() -> None:
     message = "logits spans more than 2^31 - 1 elements of memory, got shape [2, 64, 1]; split the batch or pass a copy"
     with pytest.raises(RuntimeError, match=re.escape(message)):
         dfl_decode(logits, torch.zeros(2, 1), torch.zeros(1))
+    message = message.replace("logits", "x").replace("[2, 64, 1]", "[2, 64, 1, 1]")
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        sppf_pool(logits.unsqueeze(3))
 
 
 @pytest.mark.cuda
@@ -271,6 +350,12 @@ def test_views_that_span_too_much_memory_are_refused() -> None:
         (dfl_decode, "strides", "strides must be on cuda:0 like logits, got cpu"),
         (dfl_decode, "anchor_points", "anchor_points must be on cuda:0 like logits, got cpu"),
         (dfl_decode_backward, "grad_boxes", "grad_boxes must be on cuda:0 like logits, got cpu"),
+        (eca, "weight", "weight must be on cuda:0 like x, got cpu"),
+        (eca_backward, "grad_y", "grad_y must be on cuda:0 like x, got cpu"),
+        (dw_sppf, "weight", "weight must be on cuda:0 like x, got cpu"),
+        (dw_sppf, "bias", "bias must be on cuda:0 like x, got cpu"),
+        (dw_sppf_backward, "grad_out", "grad_out must be on cuda:0 like x, got cpu"),
+        (sppf_pool_backward, "grad_out", "grad_out must be on cuda:0 like x, got cpu"),
     ],
 )
 def test_mixed_devices(op: Callable[..., Any], name: str, message: str) -> None:

@@ -51,6 +51,11 @@ def random_boxes(count, seed=0):
     return boxes.astype(np.float32), rng.permutation(count).astype(np.float32)
 
 
+def feature_maps(x, weight):
+    """What the operators on feature maps make of x [B, C, H, W] with a weight [3, C, K, K]."""
+    return _C.eca(x, weight[0, 0, 0]), _C.dw_sppf(x, weight, weight[:, :, 0, 0]), _C.sppf_pool(x)
+
+
 def assert_equal(actual, expected):
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(a, e)
@@ -87,6 +92,10 @@ def test_dtypes_and_shapes_of_results():
     assert (indices.dtype, indices.shape) == (np.int32, (2, 7))
     assert _C.nms(*random_boxes(9), 0.5).dtype == np.int64
     assert _C.dfl_decode(np.zeros((1, 4, 3)), np.zeros((2, 3)), np.ones(3)).dtype == np.float64
+    for dtype in DTYPES.values():
+        results = feature_maps(np.zeros((2, 5, 3, 4), dtype), np.zeros((3, 5, 3, 3), dtype))
+        assert [result.shape for result in results] == [(2, 5, 3, 4), (2, 20, 3, 4), (2, 20, 3, 4)]
+        assert all(result.dtype == dtype and result.flags.c_contiguous for result in results)
 
 
 def test_defaults_are_the_documented_ones():
@@ -97,6 +106,10 @@ def test_defaults_are_the_documented_ones():
     }
     assert_equal(_C.decode_nms(*maps), _C.decode_nms(*maps, **documented))
     assert (_C.decode_nms(*maps)[0] == documented["max_det"]).all()
+
+    x, weight = np.random.default_rng(0).normal(size=(1, 3, 9, 9)), np.full((3, 3, 3, 3), 0.1)
+    np.testing.assert_array_equal(_C.dw_sppf(x, weight), _C.dw_sppf(x, weight, None, dilation=2, activation="identity"))
+    np.testing.assert_array_equal(_C.sppf_pool(x), _C.sppf_pool(x, kernel_size=5))
 
 
 def test_the_stub_says_what_the_module_says():
@@ -145,6 +158,13 @@ def test_strides(dtype):
     keep = _C.nms(boxes, scores, 0.3)
     np.testing.assert_array_equal(_C.nms(np.asfortranarray(boxes), np.repeat(scores, 2)[::2], 0.3), keep)
 
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(2, 5, 19, 20)).astype(dtype), rng.normal(size=(3, 5, 3, 3)).astype(dtype)
+    expected = feature_maps(x, weight)
+    for strided in strided_copies(x):
+        for result, contiguous in zip(feature_maps(strided, weight), expected, strict=True):
+            np.testing.assert_allclose(result, contiguous, rtol=1e-5, atol=1e-6)
+
 
 def test_broadcast_arrays_are_read_in_place():
     box_maps, cls_maps, strides = head_maps(batch=1)
@@ -153,17 +173,33 @@ def test_broadcast_arrays_are_read_in_place():
     for field, one in zip(_C.decode_nms(*many, strides), expected, strict=True):
         np.testing.assert_array_equal(field, np.broadcast_to(one, (3, *one.shape[1:])))
 
+    image, weight = np.random.default_rng(0).normal(size=(1, 5, 9, 8)), np.full((3, 5, 3, 3), 0.1)
+    for many, one in zip(
+        feature_maps(np.broadcast_to(image, (3, 5, 9, 8)), weight), feature_maps(image, weight), strict=True
+    ):
+        np.testing.assert_array_equal(many, np.broadcast_to(one, many.shape))
+
+
+def peak_bytes(call):
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]  # NumPy reports its allocations
+    finally:
+        tracemalloc.stop()
+
 
 def test_inputs_are_not_copied():
     box_maps, cls_maps, strides = head_maps(classes=80, sizes=(80, 40, 20))
     cls_maps = [np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for x in cls_maps]
     smallest = min(x.nbytes for x in (*box_maps, *cls_maps))
-    tracemalloc.start()
-    try:
-        _C.decode_nms(box_maps, cls_maps, strides, max_det=10)
-        assert tracemalloc.get_traced_memory()[1] < smallest / 2  # NumPy reports its allocations
-    finally:
-        tracemalloc.stop()
+    assert peak_bytes(lambda: _C.decode_nms(box_maps, cls_maps, strides, max_det=10)) < smallest / 2
+
+    weight = np.full((3, 16, 3, 3), 0.1)
+    for x in strided_copies(np.ones((2, 16, 40, 40))):
+        assert peak_bytes(lambda x=x: _C.eca(x, weight[0, 0, 0])) < 1.1 * x.nbytes
+        assert peak_bytes(lambda x=x: _C.dw_sppf(x, weight)) < 4.1 * x.nbytes
+        assert peak_bytes(lambda x=x: _C.sppf_pool(x)) < 4.1 * x.nbytes
 
 
 def test_read_only_arrays():
@@ -206,6 +242,7 @@ def changed(maps, level, array):
 
 HALF = [x.astype(np.float16) for x in BOX_MAPS]
 POINTS, PIXELS, LOGITS = np.zeros((2, 9)), np.ones(9), np.zeros((2, 64, 9))
+MAP, KERNELS = np.zeros((2, 5, 4, 4), np.float32), np.zeros((3, 5, 3, 3), np.float32)
 ACCEPTED = "must be a NumPy array of float32 or float64"
 DECODE = _C.decode_nms.__doc__.splitlines()[0]
 
@@ -220,6 +257,12 @@ TYPE_ERRORS = {
     "cls_maps[0] must be float32 like box_maps[0], got float64": decode(cls_maps=head_maps(dtype=np.float64)[1]),
     "scores must be float32 like boxes, got float64": lambda: _C.nms(BOXES, SCORES.astype(float), 0.5),
     "strides must be float64 like logits, got float32": lambda: _C.dfl_decode(LOGITS, POINTS, PIXELS.astype("f4")),
+    f"x {ACCEPTED}, got list": lambda: _C.sppf_pool([[[[1.0]]]]),
+    "weight must be float32 like x, got float64": lambda: _C.eca(MAP, np.zeros(3)),
+    "bias must be float32 like x, got float64": lambda: _C.dw_sppf(MAP, KERNELS, np.zeros((3, 5))),
+    "activation must be a string, got int": lambda: _C.dw_sppf(MAP, KERNELS, activation=1),
+    "dilation must be a 64-bit integer, got str": lambda: _C.dw_sppf(MAP, KERNELS, dilation="2"),
+    "kernel_size must be a 64-bit integer, got float": lambda: _C.sppf_pool(MAP, kernel_size=5.0),
     "strides[1] must be a number, got str": decode(strides=[8, "16", 32]),
     "score_threshold must be a number, got str": decode(score_threshold="0.25"),
     "max_det must be a 64-bit integer, got float": decode(max_det=300.0),
@@ -273,6 +316,17 @@ VALUE_ERRORS = {
     "boxes must have strides and an address that are multiples of 4 bytes, got strides (16, 4); pass a copy": (
         lambda: _C.nms(misaligned(BOXES), SCORES, 0.5)
     ),
+    "x must have shape [B, C, H, W], got (2, 5, 4)": lambda: _C.sppf_pool(MAP[..., 0]),
+    "weight must have shape [k], got (1, 1, 3)": lambda: _C.eca(MAP, np.zeros((1, 1, 3), np.float32)),
+    "weight must have an odd number of elements up to 31, got 4": lambda: _C.eca(MAP, np.zeros(4, np.float32)),
+    "weight must have shape [3, C, K, K], got (2, 5, 3, 3)": lambda: _C.dw_sppf(MAP, KERNELS[:2]),
+    "weight must have shape [3, C, K, K], got (3, 5, 3, 2)": lambda: _C.dw_sppf(MAP, KERNELS[..., :2]),
+    "weight must have channel count 5 like x, got shape (3, 4, 3, 3)": lambda: _C.dw_sppf(MAP, KERNELS[:, :4]),
+    "bias must have channel count 5 like x, got shape (3, 4)": lambda: _C.dw_sppf(MAP, KERNELS, KERNELS[:, :4, 0, 0]),
+    "bias must have shape [3, C], got (2, 5)": lambda: _C.dw_sppf(MAP, KERNELS, KERNELS[:2, :, 0, 0]),
+    "activation must be identity, relu or silu, got gelu": lambda: _C.dw_sppf(MAP, KERNELS, activation="gelu"),
+    "dilation must be 1 or 2, got 3": lambda: _C.dw_sppf(MAP, KERNELS, dilation=3),
+    "kernel_size must be an odd number up to 15, got 4": lambda: _C.sppf_pool(MAP, kernel_size=4),
     "num_threads must be in [1, 1024], got 0": lambda: _C.set_num_threads(0),
 }
 
@@ -403,6 +457,9 @@ _C.decode_nms(*maps)
 _C.multiclass_nms(np.zeros((1, 5, 4)), np.zeros((1, 3, 5)))
 _C.nms(np.zeros((5, 4)), np.zeros(5), 0.5)
 _C.dfl_decode(np.zeros((1, 64, 4)), np.zeros((2, 4)), np.zeros(4))
+_C.eca(np.zeros((1, 5, 4, 4)), np.zeros(3))
+_C.dw_sppf(np.zeros((1, 5, 4, 4)), np.zeros((3, 5, 3, 3)))
+_C.sppf_pool(np.zeros((1, 5, 4, 4)))
 print(sorted({"torch", "ultralytics"} & set(sys.modules)))
 """
     assert run_python(code) == "[]\n"

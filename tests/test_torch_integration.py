@@ -6,17 +6,30 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, Inputs, channels_last, cropped
+from cases import (
+    CASES,
+    DIFFERENTIABLE,
+    Case,
+    Inputs,
+    broadcast,
+    channels_last,
+    cropped,
+    cropped_channels_last,
+    map_case,
+    transposed,
+)
 from torch import Tensor, nn
 
 import fastyolo
 from fastyolo import _library, ops
+from fastyolo.bench.timing import peak_extra_bytes
 
 TESTS = Path(__file__).parent
 # One case of each operator, with as many of its features as one case can have.
@@ -29,13 +42,25 @@ BY_OP = {
         "multiclass_nms-classes",
         "batched_nms-random-1000-groups-5-max_det-10",
         "dfl_decode-default",
+        "eca-default",
+        "dw_sppf-default",
+        "sppf_pool-default",
     )
 }
+FEATURE_MAPS = ("eca", "dw_sppf", "sppf_pool")
+LAYOUTS = (channels_last, cropped, cropped_channels_last, transposed, broadcast)
 
 
 @pytest.fixture(params=BY_OP.values(), ids=BY_OP)
 def each(request: pytest.FixtureRequest) -> Case:
     return request.param
+
+
+@pytest.fixture
+def set_num_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def flat(value: Any) -> list[Tensor]:
@@ -62,11 +87,12 @@ def test_opcheck(each: Case, device: str, requires_grad: bool) -> None:
     torch.library.opcheck(getattr(torch.ops.fastyolo, each.op).default, (), inputs)
 
 
-def test_opcheck_backward(device: str) -> None:
-    logits, _, strides = BY_OP["dfl_decode"].inputs(device).values()
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_opcheck_backward(op: str, device: str) -> None:
     for layout in (torch.clone, channels_last):
-        arguments = (torch.randn(2, 4, 33, device=device), layout(logits), strides)
-        torch.library.opcheck(torch.ops.fastyolo.dfl_decode_backward.default, arguments)
+        case = replace(BY_OP[op], layout=layout)
+        inputs = case.backward_inputs(case.inputs(device))
+        torch.library.opcheck(getattr(torch.ops.fastyolo, f"{op}_backward").default, (), inputs)
 
 
 def test_nms_has_no_gradient(device: str) -> None:
@@ -82,6 +108,76 @@ def test_meta_tensors(each: Case) -> None:
     op = getattr(torch.ops.fastyolo, each.op)
     for actual, expected in zip(flat(op(**each.inputs("meta"))), flat(op(**each.inputs())), strict=True):
         assert (actual.shape, actual.dtype, actual.stride()) == (expected.shape, expected.dtype, expected.stride())
+
+
+@pytest.mark.parametrize("op", FEATURE_MAPS)
+def test_results_have_the_memory_format_of_x(op: str) -> None:
+    """Contiguous or channels_last, as torch.cat decides; gradients too, and fake tensors as real ones."""
+    backward = getattr(torch.ops.fastyolo, f"{op}_backward")
+    for case in (case for case in CASES if case.op == op):
+        results = {}
+        for device in ("cpu", "meta"):
+            inputs = case.inputs(device)
+            gradients = flat(backward(**case.backward_inputs(inputs)))
+            assert gradients[0].stride() == torch.cat([inputs["x"]], 1).stride(), case.id
+            results[device] = [case.run(inputs), *gradients]
+            factor = results[device][0].shape[1] // inputs["x"].shape[1]
+            assert results[device][0].stride() == torch.cat([inputs["x"]] * factor, 1).stride(), case.id
+        for real, fake in zip(*results.values(), strict=True):
+            assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype), case.id
+
+
+# ---- gradients
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_second_derivative_is_refused(op: str, device: str) -> None:
+    inputs = BY_OP[op].inputs(device)
+    first = DIFFERENTIABLE[op][0]
+    leaf = inputs[first].requires_grad_()
+    (grad,) = torch.autograd.grad(BY_OP[op].run(inputs).square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"^{op} has a first derivative only, got a second backward pass through it"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(("channels", "size"), [(3, (0, 4)), (3, (4, 0)), (0, (4, 4))])
+@pytest.mark.parametrize("op", FEATURE_MAPS)
+def test_empty_maps(op: str, channels: int, size: tuple[int, int], device: str) -> None:
+    case = map_case(op, "empty", channels=channels, size=size)
+    inputs = case.inputs(device)
+    assert case.run(inputs).shape[2:] == size
+    for name, gradient in case.gradients(inputs).items():
+        assert torch.equal(gradient, torch.zeros_like(inputs[name]))
+
+
+@pytest.mark.parametrize(
+    ("op", "kept"), [("eca", {"x", "weight"}), ("dw_sppf", {"out", "weight", "bias"}), ("sppf_pool", {"out"})]
+)
+def test_what_is_kept_for_the_backward_pass(op: str, kept: set[str]) -> None:
+    """The result, which whatever follows keeps too, or the inputs; nothing that would not be there anyway."""
+    inputs = BY_OP[op].inputs()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.data_ptr()), lambda x: x):
+        out = BY_OP[op].run({**inputs, **{name: inputs[name].requires_grad_() for name in DIFFERENTIABLE[op]}})
+    assert sorted(saved) == sorted({**inputs, "out": out}[name].data_ptr() for name in kept)
+
+
+@pytest.mark.parametrize("op", ["eca", "dw_sppf"])
+def test_autocast_leaves_parameters_in_float32(op: str, device: str) -> None:
+    """The convolution before the operator gives bfloat16; the operator takes its float32 parameters beside that."""
+    inputs = BY_OP[op].inputs(device)
+    names = DIFFERENTIABLE[op][1:]
+    for name in names:
+        inputs[name].requires_grad_()
+    channels = inputs["x"].shape[1]
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, channels, 1, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        result = BY_OP[op].run({**inputs, "x": conv(inputs["x"])})
+    assert result.dtype == torch.bfloat16
+    result.float().sum().backward()
+    assert all(inputs[name].grad.dtype == torch.float32 for name in names)
+    assert conv.weight.grad.dtype == torch.float32
 
 
 # ---- tracing
@@ -146,21 +242,49 @@ def test_export(device: str) -> None:
         assert same(program.module()(features(*shape, device)), head(features(*shape, device)))
 
 
+class Neck(nn.Module):
+    """The operators on feature maps, between convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(3, 8, 3, stride=2)
+        self.attention = nn.Parameter(torch.randn(3))
+        self.taps = nn.Parameter(torch.randn(3, 8, 3, 3))
+        self.shift = nn.Parameter(torch.randn(3, 8))
+        self.after = nn.Conv2d(128, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = ops.eca(self.before(x), self.attention)
+        x = ops.dw_sppf(x, self.taps, self.shift, activation="silu")
+        return self.after(ops.sppf_pool(x, kernel_size=3))
+
+
+def test_export_of_feature_maps(device: str) -> None:
+    torch.manual_seed(0)
+    neck = Neck().to(device).eval()
+    height, width = (torch.export.Dim(name, min=8) for name in ("height", "width"))
+    dynamic = {"x": {0: torch.export.Dim("batch"), 2: height, 3: width}}
+    program = torch.export.export(neck, (torch.randn(2, 3, 16, 12, device=device),), dynamic_shapes=dynamic)
+    targets = [node.target for node in program.graph.nodes]
+    assert [targets.count(getattr(torch.ops.fastyolo, op).default) for op in FEATURE_MAPS] == [1, 1, 1]
+    for shape in ((2, 3, 16, 12), (5, 3, 21, 33)):
+        x = torch.randn(shape, device=device)
+        torch.testing.assert_close(program.module()(x), neck(x))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_training_step(device: str) -> None:
-    """Forward and backward through dfl_decode, generated code before and after it."""
-    inputs = BY_OP["dfl_decode"].inputs(device)
-    logits, points, strides = inputs.values()
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_compiled_training_step(op: str, device: str) -> None:
+    """Forward and backward, generated code before and after the operator."""
+    case = replace(BY_OP[op], layout=channels_last)
+    first = DIFFERENTIABLE[op][0]
 
-    def loss(logits: Tensor) -> Tensor:
-        return ops.dfl_decode(2 * logits, points, strides).square().mean()
+    def function(**inputs: Any) -> Tensor:
+        return getattr(ops, op)(**{**inputs, first: 2 * inputs[first]}).square()
 
-    gradients = []
-    for function in (loss, torch.compile(loss, fullgraph=True)):
-        leaf = channels_last(logits).requires_grad_()
-        function(leaf).backward()
-        gradients.append(leaf.grad)
-    torch.testing.assert_close(*gradients)
+    inputs = case.inputs(device)
+    eager, compiled = (case.gradients(inputs, f) for f in (function, torch.compile(function, fullgraph=True)))
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-4)
 
 
 # ---- execution
@@ -193,20 +317,37 @@ def test_no_layout_is_copied(op: str, layout: Callable[[Tensor], Tensor], device
         assert copies_of(inputs) != set()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", FEATURE_MAPS)
+def test_feature_maps_need_the_memory_of_their_results(
+    op: str, layout: Callable[[Tensor], Tensor], device: str, set_num_threads: Callable[[int], None]
+) -> None:
+    """No copy of x or of a gradient, forward and backward, and a workspace for a few planes."""
+    set_num_threads(1)
+    case = map_case(op, "80x80", batch=4, channels=128, size=(80, 80))
+    inputs = case.inputs(device)
+    inputs["x"] = layout(inputs["x"])
+    gradient_inputs = case.backward_inputs(inputs)
+    first = next(iter(gradient_inputs))
+    gradient_inputs[first] = layout(gradient_inputs[first])
+    backward = getattr(torch.ops.fastyolo, f"{op}_backward")
+    for call in (lambda: case.run(inputs), lambda: backward(**gradient_inputs)):
+        needed = sum(result.nbytes for result in flat(call()))
+        assert needed <= peak_extra_bytes(call, torch.device(device)) < needed + inputs["x"].nbytes / 2
+
+
 @pytest.mark.parametrize("op", BY_OP)
-def test_thread_count_does_not_change_the_result(op: str) -> None:
-    before = torch.get_num_threads()
-    heaviest = [case for case in CASES if case.op == op and case.name in ("9-images", "scene", "1000-anchors", "many")]
-    try:
-        for case in heaviest or [BY_OP[op]]:
-            inputs = case.inputs()
-            results = []
-            for threads in (1, 2, 3, 8):
-                torch.set_num_threads(threads)
-                results.append(case.run(inputs))
-            assert all(same(result, results[0]) for result in results)
-    finally:
-        torch.set_num_threads(before)
+def test_thread_count_does_not_change_the_result(op: str, set_num_threads: Callable[[int], None]) -> None:
+    names = ("9-images", "scene", "1000-anchors", "many", "160x160", "1024-channels")
+    heaviest = [case for case in CASES if case.op == op and case.name in names]
+    for case in heaviest or [BY_OP[op]]:
+        inputs = case.inputs()
+        results = []
+        for threads in (1, 2, 3, 8):
+            set_num_threads(threads)
+            gradients = case.gradients(inputs).values() if op in DIFFERENTIABLE else ()
+            results.append([*flat(case.run(inputs)), *gradients])
+        assert all(same(result, results[0]) for result in results)
 
 
 def test_two_runs_are_equal(each: Case, device: str) -> None:
@@ -277,7 +418,7 @@ def test_other_cpu_instruction_sets(isa: str) -> None:
     used = subprocess.run([sys.executable, "-c", query], env=environment, capture_output=True, text=True, check=True)
     if used.stdout.strip() != isa:
         pytest.skip(f"this CPU has no {isa}")
-    files = ["test_decode_nms.py", "test_batched_nms.py", "test_dfl_decode.py"]
+    files = [f"test_{op}.py" for op in ("decode_nms", "batched_nms", "dfl_decode", *FEATURE_MAPS)]
     command = [
         sys.executable,
         "-m",

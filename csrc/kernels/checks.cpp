@@ -3,12 +3,16 @@
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 #include <initializer_list>
 #include <limits>
 
 #include "batched_nms.h"
 #include "decode_nms.h"
 #include "dfl_decode.h"
+#include "dw_sppf.h"
+#include "eca.h"
+#include "sppf_pool.h"
 
 namespace fastyolo {
 
@@ -30,6 +34,21 @@ bool too_large(Sizes... sizes) {
     product *= size;
   }
   return false;
+}
+
+// A feature map of `channels` times `factor` channels: the ops that concatenate their stages write four times theirs.
+template <class Params>
+Status check_map(const Params& p, const char* subject, int64_t factor = 1) {
+  if (!too_large(p.batch, factor * p.channels, p.height, p.width)) return Status{};
+  return Status::error("%s more than 2^31 - 1 elements (%lldx%lldx%lldx%lld); split the batch", subject, Long{p.batch},
+                       Long{factor * p.channels}, Long{p.height}, Long{p.width});
+}
+
+Status check_weight_dtype(DType weight, DType map) {
+  const bool half = map == DType::kFloat16 || map == DType::kBFloat16;
+  if (weight == map || (half && weight == DType::kFloat32)) return Status{};
+  return Status::error("weight must be %s%s with x of %s, got %s", half ? "float32 or " : "", name_of(map),
+                       name_of(map), name_of(weight));
 }
 
 }  // namespace
@@ -150,6 +169,44 @@ Status check_dfl_decode(const DflDecodeParams& p) {
                          Long{4 * p.bins}, Long{p.anchors});
   }
   return Status{};
+}
+
+Status check_eca(const EcaParams& p) {
+  if (p.taps < 1 || p.taps > kMaxEcaTaps || p.taps % 2 == 0) {
+    return Status::error("weight must have an odd number of elements up to %lld, got %lld", Long{kMaxEcaTaps},
+                         Long{p.taps});
+  }
+  const Status status = check_weight_dtype(p.weight_dtype, p.dtype);
+  return status.ok() ? check_map(p, "x has") : status;
+}
+
+Status parse_activation(const char* name, Activation& activation) {
+  constexpr const char* kNames[] = {"identity", "relu", "silu"};  // in the order of the enumeration
+  for (int32_t i = 0; i < 3; ++i) {
+    if (std::strcmp(name, kNames[i]) != 0) continue;
+    activation = static_cast<Activation>(i);
+    return Status{};
+  }
+  return Status::error("activation must be identity, relu or silu, got %.100s", name);
+}
+
+Status check_dw_sppf(const DwSppfParams& p) {
+  if (p.kernel != 3 && p.kernel != 5) {
+    return Status::error("weight must have kernels of 3x3 or 5x5, got %lldx%lld", Long{p.kernel}, Long{p.kernel});
+  }
+  if (p.dilation != 1 && p.dilation != 2) {
+    return Status::error("dilation must be 1 or 2, got %lld", Long{p.dilation});
+  }
+  const Status status = check_weight_dtype(p.weight_dtype, p.dtype);
+  return status.ok() ? check_map(p, "the result would have", 1 + kDwSppfStages) : status;
+}
+
+Status check_sppf_pool(const SppfPoolParams& p) {
+  if (p.kernel < 1 || p.kernel > kMaxPoolKernel || p.kernel % 2 == 0) {
+    return Status::error("kernel_size must be an odd number up to %lld, got %lld", Long{kMaxPoolKernel},
+                         Long{p.kernel});
+  }
+  return check_map(p, "the result would have", 1 + kSppfStages);
 }
 
 }  // namespace fastyolo

@@ -3,12 +3,14 @@
 //
 // tests/simt runs these files as ordinary C++, so the CUDA that they use is kept to a small and portable set. Extend it
 // together with tests/simt:
-//   kernels     1-D grids of 1-D blocks of whole warps, static __shared__, __launch_bounds__, __grid_constant__
+//   kernels     1-D grids of 1-D blocks of whole warps, static __shared__, shared_memory(), __launch_bounds__,
+//               __grid_constant__
 //   threads     __syncthreads; __ballot_sync, __any_sync, __shfl_sync, __shfl_up_sync, __shfl_xor_sync with all lanes
 //   memory      __ldg of 2 to 16 bytes, atomicAdd, atomicOr, atomicExch, __threadfence
-//   arithmetic  __popc, __ffs, min, max, fminf, fmaxf, exp2f, expf, __fadd_rn, __fsub_rn, __fmul_rn, __fdiv_rn,
-//               __float_as_uint, __uint_as_float, conversions of __half and __nv_bfloat16
-//   host        cudaLaunchKernelEx, cudaMemsetAsync, cudaGetLastError, cudaGetErrorString
+//   arithmetic  __popc, __ffs, min, max, fminf, fmaxf, fmaf, exp2f, expf, __expf, __fadd_rn, __fsub_rn, __fmul_rn,
+//               __fdiv_rn, __fdividef, __float_as_uint, __uint_as_float, conversions of __half and __nv_bfloat16,
+//               __hmax2_nan
+//   host        cudaLaunchKernelEx, cudaFuncSetAttribute, cudaMemsetAsync, cudaGetLastError, cudaGetErrorString
 //   CUB         cub::DeviceRadixSort::SortPairsDescending, in cub.cuh alone
 #pragma once
 
@@ -95,14 +97,40 @@ struct RawOf<16> {
   using type = uint4;
 };
 
-// `p` is aligned to the whole vector, and nothing writes there during the kernel.
-template <int kWidth, class T>
-__device__ Vector<T, kWidth> load_vector(const T* p) {
-  using Raw = typename RawOf<sizeof(T) * kWidth>::type;
-  const Raw raw = __ldg(reinterpret_cast<const Raw*>(p));
+// The same as one register or a few. Vectors that wait for their use in arrays are kept like this: compilers make
+// 16-bit registers of half-precision elements.
+template <class T, int kWidth>
+using Raw = typename RawOf<sizeof(T) * kWidth>::type;
+
+template <class T, int kWidth>
+__device__ Vector<T, kWidth> from_raw(const Raw<T, kWidth>& raw) {
   Vector<T, kWidth> vector;
   std::memcpy(&vector, &raw, sizeof(raw));
   return vector;
+}
+
+template <class T, int kWidth>
+__device__ Raw<T, kWidth> to_raw(const Vector<T, kWidth>& vector) {
+  Raw<T, kWidth> raw;
+  std::memcpy(&raw, &vector, sizeof(raw));
+  return raw;
+}
+
+// `p` is aligned to the whole vector, and nothing writes there during the kernel.
+template <int kWidth, class T>
+__device__ Raw<T, kWidth> load_raw(const T* p) {
+  return __ldg(reinterpret_cast<const Raw<T, kWidth>*>(p));
+}
+
+// `p` is aligned to the whole vector, in memory that the kernel may write: shared memory above all.
+template <int kWidth, class T>
+__device__ Raw<T, kWidth> read_raw(const T* p) {
+  return *reinterpret_cast<const Raw<T, kWidth>*>(p);
+}
+
+template <int kWidth, class T>
+__device__ Vector<T, kWidth> load_vector(const T* p) {
+  return from_raw<T, kWidth>(load_raw<kWidth>(p));
 }
 
 template <class T>
@@ -112,13 +140,21 @@ __device__ float load_float(const T* p) {
 
 template <int kWidth, class T>
 __device__ void store_vector(T* p, const Vector<T, kWidth>& vector) {
-  using Raw = typename RawOf<sizeof(T) * kWidth>::type;
-  Raw raw;
-  std::memcpy(&raw, &vector, sizeof(raw));
-  *reinterpret_cast<Raw*>(p) = raw;
+  *reinterpret_cast<Raw<T, kWidth>*>(p) = to_raw(vector);
 }
 
 inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+// The block's dynamic shared memory: as much as launch_shared() was asked for.
+template <class T>
+__device__ T* shared_memory() {
+#ifdef FASTYOLO_SIMT
+  return static_cast<T*>(simt::dynamic_shared_memory());
+#else
+  extern __shared__ uint4 dynamic_shared_memory[];
+  return reinterpret_cast<T*>(dynamic_shared_memory);
+#endif
+}
 
 // --- warps and blocks
 
@@ -131,6 +167,12 @@ __device__ inline uint32_t warp_inclusive_sum(uint32_t value) {
     const uint32_t other = __shfl_up_sync(kAllLanes, value, offset);
     if (lane_index() >= offset) value += other;
   }
+  return value;
+}
+
+// The sum over all lanes, in all lanes, in an order that depends on nothing.
+__device__ inline float warp_sum(float value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
   return value;
 }
 
@@ -177,15 +219,32 @@ T* region(void* workspace, int64_t offset) {
   return reinterpret_cast<T*>(static_cast<char*>(workspace) + offset);
 }
 
+// Blocks get this much shared memory without asking. Every architecture has kMaxSharedBytes for those that ask.
+constexpr int64_t kDefaultSharedBytes = 48 << 10;
+constexpr int64_t kMaxSharedBytes = 64 << 10;
+
 template <class... Params, class... Args>
-Status launch(const char* name, void (*kernel)(Params...), int64_t blocks, int threads, Stream stream,
-              const Args&... args) {
+Status launch_shared(const char* name, void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes,
+                     Stream stream, const Args&... args) {
   if (blocks == 0) return Status{};  // CUDA refuses an empty grid
+  if (shared_bytes > kDefaultSharedBytes) {
+    const Status status = check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        name);
+    if (!status.ok()) return status;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   return check_cuda(cudaLaunchKernelEx(&config, kernel, args...), name);
+}
+
+template <class... Params, class... Args>
+Status launch(const char* name, void (*kernel)(Params...), int64_t blocks, int threads, Stream stream,
+              const Args&... args) {
+  return launch_shared(name, kernel, blocks, threads, 0, stream, args...);
 }
 
 }  // namespace

@@ -8,20 +8,45 @@
 #include "decode_nms.h"
 #include "detection_workspace.h"
 #include "dfl_decode.h"
+#include "dw_sppf.h"
+#include "eca.h"
+#include "eca_workspace.h"
 #include "isa.h"
+#include "sppf_pool.h"
+#include "sppf_pool_workspace.h"
 
 namespace fastyolo {
 
 // What every instruction set's build of the kernel sources defines.
-#define FASTYOLO_CPU_KERNELS(isa)                                                             \
-  namespace isa {                                                                             \
-  Status batched_nms_cpu(const BatchedNmsParams&, const ParallelFor&);                        \
-  Status multiclass_nms_cpu(const MulticlassNmsParams&, const ParallelFor&);                  \
-  Status decode_nms_cpu(const DecodeNmsParams&, const ParallelFor&);                          \
-  Status dfl_decode_cpu(const DflDecodeParams&, const ParallelFor&);                          \
-  Status dfl_decode_backward_cpu(const DflDecodeParams&, const ParallelFor&);                 \
-  constexpr CpuKernels kKernels = {#isa,           batched_nms_cpu, multiclass_nms_cpu,       \
-                                   decode_nms_cpu, dfl_decode_cpu,  dfl_decode_backward_cpu}; \
+#define FASTYOLO_CPU_KERNELS(isa)                                             \
+  namespace isa {                                                             \
+  Status batched_nms_cpu(const BatchedNmsParams&, const ParallelFor&);        \
+  Status multiclass_nms_cpu(const MulticlassNmsParams&, const ParallelFor&);  \
+  Status decode_nms_cpu(const DecodeNmsParams&, const ParallelFor&);          \
+  Status dfl_decode_cpu(const DflDecodeParams&, const ParallelFor&);          \
+  Status dfl_decode_backward_cpu(const DflDecodeParams&, const ParallelFor&); \
+  Status eca_cpu(const EcaParams&, const ParallelFor&);                       \
+  Status eca_backward_cpu(const EcaParams&, const ParallelFor&);              \
+  int64_t dw_sppf_cpu_workspace_bytes(const DwSppfParams&, int);              \
+  int64_t dw_sppf_backward_cpu_workspace_bytes(const DwSppfParams&, int);     \
+  Status dw_sppf_cpu(const DwSppfParams&, const ParallelFor&);                \
+  Status dw_sppf_backward_cpu(const DwSppfParams&, const ParallelFor&);       \
+  Status sppf_pool_cpu(const SppfPoolParams&, const ParallelFor&);            \
+  Status sppf_pool_backward_cpu(const SppfPoolParams&, const ParallelFor&);   \
+  constexpr CpuKernels kKernels = {#isa,                                      \
+                                   batched_nms_cpu,                           \
+                                   multiclass_nms_cpu,                        \
+                                   decode_nms_cpu,                            \
+                                   dfl_decode_cpu,                            \
+                                   dfl_decode_backward_cpu,                   \
+                                   eca_cpu,                                   \
+                                   eca_backward_cpu,                          \
+                                   dw_sppf_cpu_workspace_bytes,               \
+                                   dw_sppf_backward_cpu_workspace_bytes,      \
+                                   dw_sppf_cpu,                               \
+                                   dw_sppf_backward_cpu,                      \
+                                   sppf_pool_cpu,                             \
+                                   sppf_pool_backward_cpu};                   \
   }
 
 namespace {
@@ -33,6 +58,14 @@ struct CpuKernels {
   Status (*decode_nms)(const DecodeNmsParams&, const ParallelFor&);
   Status (*dfl_decode)(const DflDecodeParams&, const ParallelFor&);
   Status (*dfl_decode_backward)(const DflDecodeParams&, const ParallelFor&);
+  Status (*eca)(const EcaParams&, const ParallelFor&);
+  Status (*eca_backward)(const EcaParams&, const ParallelFor&);
+  int64_t (*dw_sppf_workspace_bytes)(const DwSppfParams&, int);  // its tiles hold vectors
+  int64_t (*dw_sppf_backward_workspace_bytes)(const DwSppfParams&, int);
+  Status (*dw_sppf)(const DwSppfParams&, const ParallelFor&);
+  Status (*dw_sppf_backward)(const DwSppfParams&, const ParallelFor&);
+  Status (*sppf_pool)(const SppfPoolParams&, const ParallelFor&);
+  Status (*sppf_pool_backward)(const SppfPoolParams&, const ParallelFor&);
 };
 
 }  // namespace
@@ -106,6 +139,56 @@ Status dfl_decode_cpu(const DflDecodeParams& params, const ParallelFor& parallel
 Status dfl_decode_backward_cpu(const DflDecodeParams& params, const ParallelFor& parallel_for) {
   const Status status = check_dfl_decode(params);
   return status.ok() ? kernels().dfl_decode_backward(params, parallel_for) : status;
+}
+
+int64_t eca_cpu_workspace_bytes(const EcaParams& p, int) { return EcaWorkspace(p, false).bytes; }
+
+Status eca_cpu(const EcaParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_eca(params);
+  return status.ok() ? kernels().eca(params, parallel_for) : status;
+}
+
+int64_t eca_backward_cpu_workspace_bytes(const EcaParams& p, int) { return EcaWorkspace(p, true).bytes; }
+
+Status eca_backward_cpu(const EcaParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_eca(params);
+  return status.ok() ? kernels().eca_backward(params, parallel_for) : status;
+}
+
+int64_t dw_sppf_cpu_workspace_bytes(const DwSppfParams& params, int num_threads) {
+  return kernels().dw_sppf_workspace_bytes(params, num_threads);
+}
+
+Status dw_sppf_cpu(const DwSppfParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_dw_sppf(params);
+  return status.ok() ? kernels().dw_sppf(params, parallel_for) : status;
+}
+
+int64_t dw_sppf_backward_cpu_workspace_bytes(const DwSppfParams& params, int num_threads) {
+  return kernels().dw_sppf_backward_workspace_bytes(params, num_threads);
+}
+
+Status dw_sppf_backward_cpu(const DwSppfParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_dw_sppf(params);
+  return status.ok() ? kernels().dw_sppf_backward(params, parallel_for) : status;
+}
+
+int64_t sppf_pool_cpu_workspace_bytes(const SppfPoolParams& p, int num_threads) {
+  return SppfPoolWorkspace(p, false, num_threads).bytes;
+}
+
+Status sppf_pool_cpu(const SppfPoolParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_sppf_pool(params);
+  return status.ok() ? kernels().sppf_pool(params, parallel_for) : status;
+}
+
+int64_t sppf_pool_backward_cpu_workspace_bytes(const SppfPoolParams& p, int num_threads) {
+  return SppfPoolWorkspace(p, true, num_threads).bytes;
+}
+
+Status sppf_pool_backward_cpu(const SppfPoolParams& params, const ParallelFor& parallel_for) {
+  const Status status = check_sppf_pool(params);
+  return status.ok() ? kernels().sppf_pool_backward(params, parallel_for) : status;
 }
 
 }  // namespace fastyolo

@@ -134,13 +134,77 @@ inline Vec<float> load<float, BFloat16>(const BFloat16* p) {
 }
 #endif
 
+// The bits of v rounded to bfloat16, in the upper half of each lane; what the lower half holds is left over.
+inline Vec<uint32_t> round_to_bfloat16(Vec<float> v) {
+  Vec<uint32_t> bits;
+  std::memcpy(&bits, &v, sizeof(bits));
+  const Vec<uint32_t> rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return v == v ? rounded : splat(0x7fc00000u);
+}
+
 // And back, rounded to nearest even.
 template <class T>
 inline void store(T* p, Vec<Compute<T>> v) {
-  if constexpr (std::is_same_v<Compute<T>, T>) {
-    std::memcpy(p, &v, sizeof(v));
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    typedef uint16_t Half __attribute__((vector_size(kVectorBytes / 2)));
+    const Half half = __builtin_convertvector(round_to_bfloat16(v) >> 16, Half);
+    std::memcpy(p, &half, sizeof(half));
   } else {
-    for (int i = 0; i < kLanes<Compute<T>>; ++i) p[i] = convert<T>(v[i]);
+    std::memcpy(p, &v, sizeof(v));
+  }
+}
+
+// kPack<T> elements, as many as fill a vector, as parts in the type that they are computed in. The parts of bfloat16
+// are the even and the odd elements: a shift and a mask, where their order in memory would take shuffles. For loops
+// that treat all elements alike.
+template <class T>
+struct Pack {
+  static constexpr int kParts = static_cast<int>(sizeof(Compute<T>) / sizeof(T));
+  Vec<Compute<T>> part[kParts];
+};
+template <class T>
+constexpr int kPack = kLanes<T>;
+
+// As many zero bytes as a vector has, then as many ones.
+struct KeepMasks {
+  uint8_t bytes[2 * kVectorBytes] = {};
+
+  constexpr KeepMasks() {
+    for (int i = kVectorBytes; i < 2 * kVectorBytes; ++i) bytes[i] = 0xff;
+  }
+};
+constexpr KeepMasks kKeepMasks;
+
+// The first `skip` elements become 0.
+template <class T>
+inline Pack<T> load_pack(const T* p, int64_t skip = 0) {
+  Vec<uint32_t> bits, keep;
+  std::memcpy(&bits, p, sizeof(bits));
+  if (skip > 0) {
+    std::memcpy(&keep, kKeepMasks.bytes + kVectorBytes - skip * static_cast<int64_t>(sizeof(T)), sizeof(keep));
+    bits &= keep;
+  }
+  Pack<T> pack;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const Vec<uint32_t> even = bits << 16;
+    const Vec<uint32_t> odd = bits & 0xffff0000u;
+    std::memcpy(&pack.part[0], &even, sizeof(even));
+    std::memcpy(&pack.part[1], &odd, sizeof(odd));
+  } else {
+    std::memcpy(&pack.part[0], &bits, sizeof(bits));
+  }
+  return pack;
+}
+
+template <class T>
+inline void store_pack(T* p, const Pack<T>& pack) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const Vec<uint32_t> even = round_to_bfloat16(pack.part[0]);
+    const Vec<uint32_t> odd = round_to_bfloat16(pack.part[1]);
+    const Vec<uint32_t> pairs = (even >> 16) | (odd & 0xffff0000u);
+    std::memcpy(p, &pairs, sizeof(pairs));
+  } else {
+    store(p, pack.part[0]);
   }
 }
 
@@ -225,6 +289,20 @@ inline void swap_blocks(Vec<T>* rows, std::integer_sequence<int, J...>) {
     const Vec<T> b = rows[i | Half];
     rows[i] = shuffle<T, ((J & Half) ? kWidth + (J ^ Half) : J)...>(a, b);
     rows[i | Half] = shuffle<T, ((J & Half) ? kWidth + J : (J ^ Half))...>(a, b);
+  }
+}
+
+// Adds the lanes of v, halves first.
+template <int Half, class T, int... J>
+inline Vec<T> fold_lanes(Vec<T> v, std::integer_sequence<int, J...>) {
+  return v + shuffle<T, (J ^ Half)...>(v, v);
+}
+template <class T, int Half = kLanes<T> / 2>
+inline T sum_lanes(Vec<T> v) {
+  if constexpr (Half == 0) {
+    return v[0];
+  } else {
+    return sum_lanes<T, Half / 2>(fold_lanes<Half, T>(v, std::make_integer_sequence<int, kLanes<T>>{}));
   }
 }
 

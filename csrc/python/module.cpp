@@ -1,135 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // fastyolo._C: the CPU kernels on NumPy arrays, and what was built. Arrays are read where they lie, whatever their
-// strides; the GIL is released while a kernel runs. Arguments are taken as objects and converted here, so that a wrong
-// one is answered with one sentence that names it.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
+// strides; the GIL is released while a kernel runs.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "kernels/batched_nms.h"
 #include "kernels/decode_nms.h"
 #include "kernels/dfl_decode.h"
+#include "kernels/dw_sppf.h"
+#include "kernels/eca.h"
 #include "kernels/isa.h"
+#include "kernels/sppf_pool.h"
+#include "python/arguments.h"
 #include "python/thread_pool.h"
-
-namespace py = pybind11;
 
 namespace fastyolo {
 namespace {
-
-// ---- arguments
-
-void require(const Status& status) {
-  if (!status.ok()) throw py::value_error(status.message);
-}
-
-std::string type_of(py::handle value) { return Py_TYPE(value.ptr())->tp_name; }
-
-// `implicit` allows what Python allows: an int, or anything with __float__, for a float; __index__ for an int.
-template <class T>
-T convert(py::handle value, const std::string& name, const char* expected, bool implicit = true) {
-  py::detail::make_caster<T> caster;
-  if (!caster.load(value, implicit)) throw py::type_error(name + " must be " + expected + ", got " + type_of(value));
-  return py::detail::cast_op<T>(caster);
-}
-
-double to_number(py::handle value, const std::string& name) { return convert<double>(value, name, "a number"); }
-int64_t to_integer(py::handle value, const std::string& name) {
-  return convert<int64_t>(value, name, "a 64-bit integer");
-}
-bool to_bool(py::handle value, const std::string& name) {
-  return convert<bool>(value, name, "True or False", /*implicit=*/false);
-}
-
-std::string element(const char* name, size_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; }
-
-std::vector<py::object> to_list(py::handle value, const char* name, const char* expected) {
-  if (!py::isinstance<py::sequence>(value) || py::isinstance<py::str>(value)) {
-    throw py::type_error(std::string(name) + " must be a sequence of " + expected + ", got " + type_of(value));
-  }
-  std::vector<py::object> items;
-  for (py::handle item : value) items.push_back(py::reinterpret_borrow<py::object>(item));
-  return items;
-}
-
-// A float32 or float64 array that the kernels can read in place.
-class Input {
- public:
-  Input(py::handle value, std::string name, const char* shape, int ndim) : name_(std::move(name)), shape_(shape) {
-    constexpr const char* kAccepted = " must be a NumPy array of float32 or float64, got ";
-    if (!py::isinstance<py::array>(value)) throw py::type_error(name_ + kAccepted + type_of(value));
-    array_ = py::reinterpret_borrow<py::array>(value);
-    if (py::isinstance<py::array_t<float>>(array_)) {
-      dtype_ = DType::kFloat32;
-    } else if (py::isinstance<py::array_t<double>>(array_)) {
-      dtype_ = DType::kFloat64;
-    } else {
-      throw py::type_error(name_ + kAccepted + std::string(py::str(array_.dtype())));
-    }
-    if (array_.ndim() != ndim) refuse_shape();
-    bool aligned = reinterpret_cast<uintptr_t>(data()) % array_.itemsize() == 0;
-    for (int axis = 0; axis < ndim; ++axis) {
-      aligned = aligned && (array_.shape(axis) <= 1 || array_.strides(axis) % array_.itemsize() == 0);
-    }
-    if (!aligned) {
-      throw py::value_error(name_ + " must have strides and an address that are multiples of " +
-                            std::to_string(array_.itemsize()) + " bytes, got strides " +
-                            std::string(py::str(array_.attr("strides"))) + "; pass a copy");
-    }
-  }
-
-  DType dtype() const { return dtype_; }
-  py::dtype numpy_dtype() const { return array_.dtype(); }
-  const void* data() const { return array_.data(); }
-  int64_t size(int axis) const { return array_.shape(axis); }
-  int64_t stride(int axis) const { return array_.strides(axis) / array_.itemsize(); }
-
-  void require_size(int axis, int64_t expected) const {
-    if (size(axis) != expected) refuse_shape();
-  }
-
-  void require_size(int axis, const char* what, const Input& like, int like_axis) const {
-    if (size(axis) == like.size(like_axis)) return;
-    throw py::value_error(name_ + " must have " + what + " " + std::to_string(like.size(like_axis)) + " like " +
-                          like.name_ + ", got shape " + shape_text());
-  }
-
-  void require_dtype_of(const Input& like) const {
-    if (dtype_ == like.dtype_) return;
-    throw py::type_error(name_ + " must be " + name_of(like.dtype_) + " like " + like.name_ + ", got " +
-                         name_of(dtype_));
-  }
-
-  // Bins of each of the 4 sides, from the channels.
-  int64_t bins() const {
-    if (size(1) % 4 != 0) refuse_shape();
-    return size(1) / 4;
-  }
-
-  // For entries that take no strides: the array itself if it is contiguous, else a copy.
-  void make_contiguous() {
-    array_ = py::array::ensure(array_, py::array::c_style);
-    if (!array_) throw py::error_already_set();
-  }
-
- private:
-  std::string shape_text() const { return py::str(array_.attr("shape")); }
-
-  [[noreturn]] void refuse_shape() const {
-    throw py::value_error(name_ + " must have shape " + shape_ + ", got " + shape_text());
-  }
-
-  std::string name_;
-  const char* shape_;
-  py::array array_;
-  DType dtype_ = DType::kFloat32;
-};
 
 NmsSettings to_settings(int64_t class_count, py::handle score_threshold, py::handle iou_threshold, py::handle max_det,
                         py::handle max_candidates, py::handle multi_label, py::handle class_agnostic,
@@ -377,6 +268,89 @@ py::array dfl_decode_numpy(py::handle logits_value, py::handle anchor_points_val
   return boxes;
 }
 
+// Fills what every op's params say of x.
+template <class Params>
+Params to_params(const Input& x) {
+  Params params;
+  params.dtype = x.dtype();
+  params.batch = x.size(0);
+  params.channels = x.size(1);
+  params.height = x.size(2);
+  params.width = x.size(3);
+  params.x = {x.data(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+  return params;
+}
+
+// A new contiguous map of `channels` channels that is otherwise like x.
+py::array make_map(const Input& x, int64_t channels) {
+  return py::array(x.numpy_dtype(), {x.size(0), channels, x.size(2), x.size(3)});
+}
+
+MutableFeatureMap to_map(py::array& map) {
+  const auto stride = [&](int axis) { return map.strides(axis) / map.itemsize(); };
+  return {map.mutable_data(), stride(0), stride(1), stride(2), stride(3)};
+}
+
+py::array eca_numpy(py::handle x_value, py::handle weight_value) {
+  const Input x(x_value, "x", "[B, C, H, W]", 4);
+  Input weight(weight_value, "weight", "[k]", 1);
+  weight.require_dtype_of(x);
+  weight.make_contiguous();
+
+  EcaParams params = to_params<EcaParams>(x);
+  params.weight_dtype = weight.dtype();
+  params.taps = weight.size(0);
+  params.weight = weight.data();
+  require(check_eca(params));
+  py::array y = make_map(x, params.channels);
+  params.y = to_map(y);
+  call_with_workspace(eca_cpu, eca_cpu_workspace_bytes, params);
+  return y;
+}
+
+py::array dw_sppf_numpy(py::handle x_value, py::handle weight_value, py::handle bias_value, py::handle dilation,
+                        py::handle activation) {
+  const Input x(x_value, "x", "[B, C, H, W]", 4);
+  Input weight(weight_value, "weight", "[3, C, K, K]", 4);
+  weight.require_dtype_of(x);
+  weight.require_size(0, kDwSppfStages);
+  weight.require_size(1, "channel count", x, 1);
+  weight.require_size(3, weight.size(2));
+  weight.make_contiguous();
+
+  DwSppfParams params = to_params<DwSppfParams>(x);
+  params.weight_dtype = weight.dtype();
+  params.kernel = weight.size(2);
+  params.dilation = to_integer(dilation, "dilation");
+  params.weight = weight.data();
+  std::optional<Input> bias;
+  if (!bias_value.is_none()) {
+    bias.emplace(bias_value, "bias", "[3, C]", 2);
+    bias->require_dtype_of(x);
+    bias->require_size(0, kDwSppfStages);
+    bias->require_size(1, "channel count", x, 1);
+    bias->make_contiguous();
+    params.bias = bias->data();
+  }
+  require(parse_activation(to_text(activation, "activation").c_str(), params.activation));
+  require(check_dw_sppf(params));
+  py::array out = make_map(x, (1 + kDwSppfStages) * params.channels);
+  params.out = to_map(out);
+  call_with_workspace(dw_sppf_cpu, dw_sppf_cpu_workspace_bytes, params);
+  return out;
+}
+
+py::array sppf_pool_numpy(py::handle x_value, py::handle kernel_size) {
+  const Input x(x_value, "x", "[B, C, H, W]", 4);
+  SppfPoolParams params = to_params<SppfPoolParams>(x);
+  params.kernel = to_integer(kernel_size, "kernel_size");
+  require(check_sppf_pool(params));
+  py::array out = make_map(x, (1 + kSppfStages) * params.channels);
+  params.out = to_map(out);
+  call_with_workspace(sppf_pool_cpu, sppf_pool_cpu_workspace_bytes, params);
+  return out;
+}
+
 // ---- what was built
 
 py::tuple words(const std::string& text) { return py::tuple(py::str(text).attr("split")()); }
@@ -447,6 +421,22 @@ constexpr const char* kDflDecodeDoc = R"(dfl_decode(logits, anchor_points, strid
 Distribution focal loss logits [B, 4R, A] (any strides, never copied), anchor_points [2, A] in grid cells and
 strides [A] in pixels, all float32 or all float64, to boxes [B, 4, A] xyxy in pixels.)";
 
+constexpr const char* kEcaDoc = R"(eca(x, weight)
+
+Efficient channel attention of x [B, C, H, W] (any strides, never copied) with the convolution weight [k], both float32
+or both float64: the result of fastyolo.ops.eca, contiguous.)";
+
+constexpr const char* kDwSppfDoc = R"(dw_sppf(x, weight, bias=None, *, dilation=2, activation='identity')
+
+Three chained depthwise convolutions of x [B, C, H, W] (any strides, never copied) with weight [3, C, K, K] and bias
+[3, C], all float32 or all float64, and the concatenation of x and the stages, [B, 4C, H, W]: the result of
+fastyolo.ops.dw_sppf, contiguous.)";
+
+constexpr const char* kSppfPoolDoc = R"(sppf_pool(x, *, kernel_size=5)
+
+Three chained max pools of x [B, C, H, W] (float32 or float64, any strides, never copied) and the concatenation of x and
+the stages, [B, 4C, H, W]: the result of fastyolo.ops.sppf_pool, contiguous.)";
+
 }  // namespace
 }  // namespace fastyolo
 
@@ -471,6 +461,12 @@ PYBIND11_MODULE(_C, m) {
          arg("iou_threshold"), arg("max_det") = py::none());
   define(m, "nms", nms_numpy, kNmsDoc, arg("boxes"), arg("scores"), arg("iou_threshold"), arg("max_det") = py::none());
   define(m, "dfl_decode", dfl_decode_numpy, kDflDecodeDoc, arg("logits"), arg("anchor_points"), arg("strides"));
+
+  define(m, "eca", eca_numpy, kEcaDoc, arg("x"), arg("weight"));
+  define(m, "dw_sppf", dw_sppf_numpy, kDwSppfDoc, arg("x"), arg("weight"), arg("bias") = py::none(), py::kw_only(),
+         arg("dilation") = DwSppfParams{}.dilation, arg("activation") = "identity");
+  define(m, "sppf_pool", sppf_pool_numpy, kSppfPoolDoc, arg("x"), py::kw_only(),
+         arg("kernel_size") = SppfPoolParams{}.kernel);
 
   define(m, "set_num_threads", set_num_threads,
          "set_num_threads(num_threads)\n\nThreads that a call may use, its own included.", arg("num_threads"));

@@ -130,8 +130,23 @@ inline int32_t dtype_code(const Tensor& tensor) {
   return code;
 }
 
-// An uninitialised contiguous tensor on the device of `like`; dtype is one of the aoti_torch_dtype_*() numbers.
+// An uninitialised tensor on the device of `like`; dtype is one of the aoti_torch_dtype_*() numbers.
 // torch::stable::empty() would box every argument for the dispatcher.
+template <size_t Rank>
+Tensor empty_strided(const Tensor& like, const std::array<int64_t, Rank>& sizes,
+                     const std::array<int64_t, Rank>& strides, int32_t dtype) {
+  const int32_t device = like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
+  AtenTensorHandle handle = nullptr;
+  if (aoti_torch_empty_strided(Rank, sizes.data(), strides.data(), dtype, device, like.get_device_index(), &handle)) {
+    int64_t bytes = aoti_torch_dtype_element_size(dtype);
+    for (const int64_t size : sizes) bytes *= size;
+    throw std::runtime_error("could not allocate " + std::to_string(bytes) + " bytes on " + device_text(like) +
+                             ": out of memory, or an earlier CUDA error");
+  }
+  return Tensor(handle);
+}
+
+// The same, contiguous.
 template <size_t Rank>
 Tensor empty(const Tensor& like, const std::array<int64_t, Rank>& sizes, int32_t dtype) {
   std::array<int64_t, Rank> strides;
@@ -140,13 +155,7 @@ Tensor empty(const Tensor& like, const std::array<int64_t, Rank>& sizes, int32_t
     strides[i] = stride;
     stride *= sizes[i] > 1 ? sizes[i] : 1;
   }
-  const int32_t device = like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
-  AtenTensorHandle handle = nullptr;
-  if (aoti_torch_empty_strided(Rank, sizes.data(), strides.data(), dtype, device, like.get_device_index(), &handle)) {
-    throw std::runtime_error("could not allocate " + std::to_string(stride * aoti_torch_dtype_element_size(dtype)) +
-                             " bytes on " + device_text(like) + ": out of memory, or an earlier CUDA error");
-  }
-  return Tensor(handle);
+  return empty_strided(like, sizes, strides, dtype);
 }
 
 inline Tensor as_contiguous(const Tensor& tensor) {

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastyolo import _library
+
 
 def dfl_decode(logits: Tensor, anchor_points: Tensor, strides: Tensor) -> Tensor:
     """logits [B, 4R, A], anchor_points [2, A], strides [A] -> boxes [B, 4, A], xyxy in pixels.
@@ -56,11 +58,7 @@ def _backward(ctx: Any, grad_boxes: Tensor) -> tuple[Tensor, None, None]:
     return torch.ops.fastyolo.dfl_decode_backward.default(grad_boxes, *ctx.saved_tensors), None, None
 
 
-def _backward_twice(ctx: Any, grad: Tensor) -> None:
-    raise RuntimeError("dfl_decode has a first derivative only, got a second backward pass through it")
-
-
 torch.library.register_fake("fastyolo::dfl_decode", _dfl_decode_fake)
 torch.library.register_fake("fastyolo::dfl_decode_backward", _dfl_decode_backward_fake)
 torch.library.register_autograd("fastyolo::dfl_decode", _backward, setup_context=_save_for_backward)
-torch.library.register_autograd("fastyolo::dfl_decode_backward", _backward_twice)
+_library.refuse_second_derivative("dfl_decode")

@@ -121,6 +121,10 @@ __global__ void arithmetic_kernel() {
   EXPECT(__fsub_rn(1.f, 0x1p-26f) == 1.f && __fdiv_rn(1.f, 3.f) == 1.f / 3.f && __frcp_rn(4.f) == 0.25f);
   EXPECT(__saturatef(2.f) == 1.f && __saturatef(NAN) == 0.f);
   EXPECT(min(NAN, 1.f) == 1.f && max(1u, 2u) == 2u);
+  const __half2 halves = __hmax2_nan(__floats2half2_rn(-0.f, NAN), __floats2half2_rn(0.f, 1.f));
+  EXPECT(__half_as_ushort(halves.x) == 0 && __half_as_ushort(halves.y) == 0x7fff);
+  const __nv_bfloat162 brains = __hmax2_nan(__floats2bfloat162_rn(0.f, 2.f), __floats2bfloat162_rn(-0.f, -1.f));
+  EXPECT(__bfloat16_as_ushort(brains.x) == 0 && __bfloat16_as_ushort(brains.y) == 0x4000);
 }
 
 template <class... P, class... A>

@@ -6,13 +6,17 @@
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "batched_nms.h"
 #include "decode_nms.h"
 #include "dfl_decode.h"
+#include "dw_sppf.h"
+#include "eca.h"
 #include "include/cuda_runtime.h"
 #include "intrinsics.h"
+#include "sppf_pool.h"
 #include "wrong_kernels.h"
 
 namespace py = pybind11;
@@ -207,6 +211,97 @@ void run_dfl_decode_backward(const DeviceArray& grad_boxes, const DeviceArray& l
   call(dfl_decode_backward, params);
 }
 
+template <class Map>
+Map map_of(const DeviceArray& a) {
+  return {a.data(), a.strides[0], a.strides[1], a.strides[2], a.strides[3]};
+}
+
+template <class Params>
+Params params_of(const DeviceArray& x) {
+  Params params;
+  params.dtype = x.dtype;
+  params.batch = x.sizes[0];
+  params.channels = x.sizes[1];
+  params.height = x.sizes[2];
+  params.width = x.sizes[3];
+  params.x = map_of<FeatureMap>(x);
+  return params;
+}
+
+EcaParams eca_params(const DeviceArray& x, const DeviceArray& weight) {
+  EcaParams params = params_of<EcaParams>(x);
+  params.weight_dtype = weight.dtype;
+  params.taps = weight.sizes[0];
+  params.weight = weight.data();
+  return params;
+}
+
+void run_eca(const DeviceArray& x, const DeviceArray& weight, const DeviceArray& y) {
+  EcaParams params = eca_params(x, weight);
+  params.y = map_of<MutableFeatureMap>(y);
+  call(eca, eca_workspace_bytes, params);
+}
+
+void run_eca_backward(const DeviceArray& grad_y, const DeviceArray& x, const DeviceArray& weight,
+                      const DeviceArray& grad_x, const DeviceArray& grad_weight) {
+  EcaParams params = eca_params(x, weight);
+  params.grad_y = map_of<FeatureMap>(grad_y);
+  params.grad_x = map_of<MutableFeatureMap>(grad_x);
+  params.grad_weight = grad_weight.data();
+  call(eca_backward, eca_backward_workspace_bytes, params);
+}
+
+DwSppfParams dw_sppf_params(const DeviceArray& x, const DeviceArray& weight, const DeviceArray* bias, int64_t dilation,
+                            const std::string& activation) {
+  DwSppfParams params = params_of<DwSppfParams>(x);
+  params.weight_dtype = weight.dtype;
+  params.kernel = weight.sizes[2];
+  params.dilation = dilation;
+  const Status status = parse_activation(activation.c_str(), params.activation);
+  if (!status.ok()) throw std::invalid_argument(status.message);
+  params.weight = weight.data();
+  params.bias = bias ? bias->data() : nullptr;
+  return params;
+}
+
+void run_dw_sppf(const DeviceArray& x, const DeviceArray& weight, const DeviceArray* bias, int64_t dilation,
+                 const std::string& activation, const DeviceArray& out) {
+  DwSppfParams params = dw_sppf_params(x, weight, bias, dilation, activation);
+  params.out = map_of<MutableFeatureMap>(out);
+  call(dw_sppf, dw_sppf_workspace_bytes, params);
+}
+
+void run_dw_sppf_backward(const DeviceArray& grad_out, const DeviceArray& x, const DeviceArray& weight,
+                          const DeviceArray* bias, int64_t dilation, const std::string& activation,
+                          const DeviceArray& grad_x, const DeviceArray& grad_weight, const DeviceArray& grad_bias) {
+  DwSppfParams params = dw_sppf_params(x, weight, bias, dilation, activation);
+  params.grad_out = map_of<FeatureMap>(grad_out);
+  params.grad_x = map_of<MutableFeatureMap>(grad_x);
+  params.grad_weight = grad_weight.data();
+  params.grad_bias = bias ? grad_bias.data() : nullptr;
+  call(dw_sppf_backward, dw_sppf_backward_workspace_bytes, params);
+}
+
+SppfPoolParams sppf_pool_params(const DeviceArray& x, int64_t kernel) {
+  SppfPoolParams params = params_of<SppfPoolParams>(x);
+  params.kernel = kernel;
+  return params;
+}
+
+void run_sppf_pool(const DeviceArray& x, int64_t kernel, const DeviceArray& out) {
+  SppfPoolParams params = sppf_pool_params(x, kernel);
+  params.out = map_of<MutableFeatureMap>(out);
+  call(sppf_pool, sppf_pool_workspace_bytes, params);
+}
+
+void run_sppf_pool_backward(const DeviceArray& grad_out, const DeviceArray& x, int64_t kernel,
+                            const DeviceArray& grad_x) {
+  SppfPoolParams params = sppf_pool_params(x, kernel);
+  params.grad_out = map_of<FeatureMap>(grad_out);
+  params.grad_x = map_of<MutableFeatureMap>(grad_x);
+  call(sppf_pool_backward, sppf_pool_backward_workspace_bytes, params);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(SIMT_MODULE, m) {
@@ -229,6 +324,12 @@ PYBIND11_MODULE(SIMT_MODULE, m) {
   m.def("batched_nms", run_batched_nms);
   m.def("dfl_decode", run_dfl_decode);
   m.def("dfl_decode_backward", run_dfl_decode_backward);
+  m.def("eca", run_eca);
+  m.def("eca_backward", run_eca_backward);
+  m.def("dw_sppf", run_dw_sppf);
+  m.def("dw_sppf_backward", run_dw_sppf_backward);
+  m.def("sppf_pool", run_sppf_pool);
+  m.def("sppf_pool_backward", run_sppf_pool_backward);
 
   py::class_<simt::Device>(m, "Device")
       .def_readwrite("multiprocessors", &simt::Device::multiprocessors)

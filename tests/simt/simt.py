@@ -18,6 +18,7 @@ _TAG = sys.implementation.cache_tag
 BUILD = Path(os.environ.get("FASTYOLO_SIMT_BUILD", SOURCE.parents[1] / "build" / f"simt-{_TAG}"))
 KERNELS = SOURCE.parents[1] / "csrc" / "kernels"
 BUILDS = ("checked", "asan")
+OPS = ("dfl_decode", "decode_nms", "batched_nms", "eca", "dw_sppf", "sppf_pool")
 
 
 def build(folder: Path = BUILD, kernels: Path = KERNELS, target: str = "all") -> None:
@@ -51,7 +52,7 @@ def load(name: str) -> ModuleType:
 def run_tests(name: str, folder: Path = BUILD, *options: str) -> subprocess.Popen[str]:
     """Starts the operators' own tests, and with them the table of cases, on one of BUILDS."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "simt_plugin", "--simt", name]
-    command += [str(SOURCE.parent / f"test_{op}.py") for op in ("dfl_decode", "decode_nms", "batched_nms")]
+    command += [str(SOURCE.parent / f"test_{op}.py") for op in OPS]
     # One OpenMP thread: torch's others would spin on the cores that the kernels need.
     variables = {"PYTHONPATH": str(SOURCE), "FASTYOLO_SIMT_BUILD": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

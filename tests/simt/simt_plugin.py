@@ -18,6 +18,8 @@ import simt
 import torch
 from torch import Tensor
 
+from fastyolo.ops.feature_map import concatenated
+
 ORDERS = (0, 1, 2, 3)
 _LIBRARY = pytest.StashKey[torch.library.Library]()
 
@@ -112,8 +114,71 @@ class Kernels:
         self.in_every_order([grad_logits], lambda out: self.module.dfl_decode_backward(*arguments, out))
         return grad_logits
 
+    def eca(self, x: Tensor, weight: Tensor) -> Tensor:
+        arguments = (self.upload(x), self.upload(weight.contiguous()))
+        y = concatenated(x)
+        self.in_every_order([y], lambda out: self.module.eca(*arguments, out))
+        return y
 
-OPS = ("decode_nms", "multiclass_nms", "batched_nms", "dfl_decode", "dfl_decode_backward")
+    def eca_backward(self, grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        arguments = (self.upload(grad_y), self.upload(x), self.upload(weight.contiguous()))
+        grads = concatenated(x), weight.new_empty(weight.shape)
+        self.in_every_order(grads, lambda *out: self.module.eca_backward(*arguments, *out))
+        return grads
+
+    def dw_sppf(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        dilation: int = 2,
+        activation: str = "identity",
+    ) -> Tensor:
+        arguments = (self.upload(x), *self.parameters(weight, bias), dilation, activation)
+        result = concatenated(x, 4)
+        self.in_every_order([result], lambda out: self.module.dw_sppf(*arguments, out))
+        return result
+
+    def dw_sppf_backward(
+        self, grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: int, activation: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        maps = (self.upload(grad_out), self.upload(x))
+        arguments = (*maps, *self.parameters(weight, bias), dilation, activation)
+        grad_bias = weight.new_empty(0 if bias is None else len(bias), x.shape[1])
+        grads = concatenated(x), weight.new_empty(weight.shape), grad_bias
+        self.in_every_order(grads, lambda *out: self.module.dw_sppf_backward(*arguments, *out))
+        return grads
+
+    def parameters(self, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any]:
+        return self.upload(weight.contiguous()), None if bias is None else self.upload(bias.contiguous())
+
+    def sppf_pool(self, x: Tensor, *, kernel_size: int = 5) -> Tensor:
+        arguments = (self.upload(x), kernel_size)
+        result = concatenated(x, 4)
+        self.in_every_order([result], lambda out: self.module.sppf_pool(*arguments, out))
+        return result
+
+    def sppf_pool_backward(self, grad_out: Tensor, x: Tensor, *, kernel_size: int) -> Tensor:
+        arguments = (self.upload(grad_out), self.upload(x), kernel_size)
+        grad_x = concatenated(x)
+        self.in_every_order([grad_x], lambda out: self.module.sppf_pool_backward(*arguments, out))
+        return grad_x
+
+
+OPS = (
+    "decode_nms",
+    "multiclass_nms",
+    "batched_nms",
+    "dfl_decode",
+    "dfl_decode_backward",
+    "eca",
+    "eca_backward",
+    "dw_sppf",
+    "dw_sppf_backward",
+    "sppf_pool",
+    "sppf_pool_backward",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -123,8 +188,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     from cases import DTYPES
-
-    import fastyolo.ops  # noqa: F401  registers the operators
 
     kernels = Kernels(simt.load(config.getoption("--simt")))
     library = torch.library.Library("fastyolo", "IMPL")

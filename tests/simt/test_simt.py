@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import simt
+import simt_plugin
 import torch
 from cases import CASES
 
@@ -137,16 +138,12 @@ def test_halves_round_as_torch_does(dtype: torch.dtype, checked: ModuleType) -> 
     assert bits_of(float("nan")) == 0x7FFF
 
 
-@pytest.mark.parametrize("op", ["decode_nms", "multiclass_nms", "batched_nms", "dfl_decode", "dfl_decode_backward"])
+@pytest.mark.parametrize("op", simt_plugin.OPS)
 def test_entries_check_every_launch(op: str, checked: ModuleType) -> None:
-    from simt_plugin import Kernels
-
-    tables = (case.inputs() for case in CASES if case.op == op.removesuffix("_backward"))
-    inputs = next(x for x in tables if all(t.numel() for t in x.values() if isinstance(t, torch.Tensor)))
-    if op == "dfl_decode_backward":
-        del inputs["anchor_points"]
-        inputs["grad_boxes"] = torch.zeros(inputs["logits"].shape[0], 4, inputs["logits"].shape[2])
-    kernels = Kernels(checked)
+    cases = [case for case in CASES if case.op == op.removesuffix("_backward")]
+    case = next(x for x in cases if all(t.numel() for t in x.inputs().values() if isinstance(t, torch.Tensor)))
+    inputs = case.inputs() if op == case.op else case.backward_inputs(case.inputs())
+    kernels = simt_plugin.Kernels(checked)
     launches = 0
     while True:
         checked.fail_launch_after(launches)

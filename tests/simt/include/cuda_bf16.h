@@ -26,3 +26,12 @@ inline float2 __bfloat1622float2(__nv_bfloat162 a) { return {a.x, a.y}; }
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__nv_bfloat16(x), __nv_bfloat16(y)}; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 a) { return a.bits; }
 inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short a) { return simt::bit_cast<__nv_bfloat16>(a); }
+
+// NaN if either is; +0 is larger than -0.
+inline __nv_bfloat16 __hmax_nan(__nv_bfloat16 a, __nv_bfloat16 b) {
+  if (a != a || b != b) return __ushort_as_bfloat16(0x7fff);
+  return a > b || (a == b && b.bits == 0x8000) ? a : b;
+}
+inline __nv_bfloat162 __hmax2_nan(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return {__hmax_nan(a.x, b.x), __hmax_nan(a.y, b.y)};
+}

@@ -28,3 +28,10 @@ inline float2 __half22float2(__half2 a) { return {a.x, a.y}; }
 inline __half2 __floats2half2_rn(float x, float y) { return {__half(x), __half(y)}; }
 inline unsigned short __half_as_ushort(__half a) { return a.bits; }
 inline __half __ushort_as_half(unsigned short a) { return simt::bit_cast<__half>(a); }
+
+// NaN if either is; +0 is larger than -0.
+inline __half __hmax_nan(__half a, __half b) {
+  if (a != a || b != b) return __ushort_as_half(0x7fff);
+  return a > b || (a == b && b.bits == 0x8000) ? a : b;
+}
+inline __half2 __hmax2_nan(__half2 a, __half2 b) { return {__hmax_nan(a.x, b.x), __hmax_nan(a.y, b.y)}; }

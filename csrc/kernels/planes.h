@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of a feature map between memory of any strides and a tile of the kernel's own. A tile holds cells: one channel's
+// pixel, or for channels_last the pixel's values of kLanes neighbouring channels, which are contiguous in memory and
+// fill one vector. Included by kernel sources only, which are compiled once per instruction set.
+#pragma once
+
+#include <algorithm>
+
+#include "feature_map.h"
+#include "simd.h"
+
+namespace fastyolo {
+namespace {
+
+// One image's plane of a channel, or its planes of `channels` neighbouring channels.
+template <class T>
+struct Planes {
+  T* data;
+  int64_t stride_c;
+  int64_t stride_h;
+  int64_t stride_w;
+  int64_t channels;
+};
+
+template <class T>
+Planes<const T> planes_of(const FeatureMap& map, int64_t image, int64_t channel, int64_t channels) {
+  const T* data = static_cast<const T*>(map.data) + image * map.stride_b + channel * map.stride_c;
+  return {data, map.stride_c, map.stride_h, map.stride_w, channels};
+}
+
+template <class T>
+Planes<T> planes_of(const MutableFeatureMap& map, int64_t image, int64_t channel, int64_t channels) {
+  T* data = static_cast<T*>(map.data) + image * map.stride_b + channel * map.stride_c;
+  return {data, map.stride_c, map.stride_h, map.stride_w, channels};
+}
+
+// True if a vector of channels is contiguous and a vector of a row is not.
+inline bool is_channels_last(const FeatureMap& map, int64_t channels, int64_t lanes) {
+  return map.stride_c == 1 && map.stride_w != 1 && 2 * channels > lanes;
+}
+
+// Walks a row of `width` cells of `cell` lanes: whole(tile offset, map offset) for vectors that are contiguous on both
+// sides, single(tile offset, map offset) for all else. Where a row does not divide into vectors, the last two overlap.
+template <class C, class T, class Whole, class Single>
+inline void walk_row(const Planes<T>& planes, int64_t width, int64_t cell, Whole&& whole, Single&& single) {
+  constexpr int kWidth = kLanes<C>;
+  if (cell == 1 && planes.stride_w == 1 && width >= kWidth) {
+    for (int64_t w = 0; w < width - kWidth; w += kWidth) whole(w, w);
+    whole(width - kWidth, width - kWidth);
+  } else if (cell == kWidth && planes.stride_c == 1 && planes.channels == kWidth) {
+    for (int64_t w = 0; w < width; ++w) whole(w * kWidth, w * planes.stride_w);
+  } else {
+    for (int64_t w = 0; w < width; ++w) {
+      for (int64_t c = 0; c < planes.channels; ++c) single(w * cell + c, w * planes.stride_w + c * planes.stride_c);
+    }
+  }
+}
+
+// Rows [first, last) of a map into a tile whose rows are `pitch` elements apart; `tile` is where row `first` goes.
+template <class T, class C>
+void load_rows(const Planes<const T>& planes, int64_t first, int64_t last, int64_t width, int64_t cell, C* tile,
+               int64_t pitch) {
+  for (int64_t h = first; h < last; ++h, tile += pitch) {
+    const T* row = planes.data + h * planes.stride_h;
+    walk_row<C>(
+        planes, width, cell, [&](int64_t to, int64_t from) { store(tile + to, load<C>(row + from)); },
+        [&](int64_t to, int64_t from) { tile[to] = convert<C>(row[from]); });
+  }
+}
+
+// And back, rounded to the map's type.
+template <class T, class C>
+void store_rows(const C* tile, int64_t pitch, int64_t first, int64_t last, int64_t width, int64_t cell,
+                const Planes<T>& planes) {
+  for (int64_t h = first; h < last; ++h, tile += pitch) {
+    T* row = planes.data + h * planes.stride_h;
+    walk_row<C>(
+        planes, width, cell, [&](int64_t from, int64_t to) { store(row + to, load<C>(tile + from)); },
+        [&](int64_t from, int64_t to) { row[to] = convert<T>(tile[from]); });
+  }
+}
+
+}  // namespace
+}  // namespace fastyolo

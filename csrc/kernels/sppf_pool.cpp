@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+// The three chained max pools of SPPF on the CPU. A tile, one plane or for channels_last one vector of channels, is
+// read once and stays in the first- or second-level cache through all stages; every stage is written once, straight
+// into the concatenation. A window's maximum is separable: first along rows, then along columns. Rows are kept apart by
+// a gap of -inf half a window wide, the right padding of one row and the left padding of the next, so that the tile is
+// a single run of elements to the pass along rows and narrow planes fill vectors.
+//
+// Backward runs the stages again and keeps which neighbour won: the leftmost column of each row's window, then the
+// topmost row, which together are the first maximum in row-major order. The gradient goes back the same two steps, and
+// each element collects from the windows that chose it, so nothing is scattered. A NaN beats what was chosen before it,
+// which makes the last one win, as in torch.
+#include "sppf_pool.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "dispatch.h"
+#include "planes.h"
+#include "sppf_pool_workspace.h"
+
+namespace fastyolo {
+namespace FASTYOLO_ISA {
+namespace {
+
+// Cells of a tile: one element, or one vector of neighbouring channels.
+struct Tile {
+  int64_t height;
+  int64_t width;
+  int64_t radius;  // of the window
+  int64_t cell;
+
+  int64_t gap() const { return radius * cell; }
+  int64_t row() const { return width * cell; }
+  int64_t pitch() const { return row() + gap(); }
+  int64_t size() const { return height * pitch(); }
+};
+
+template <class C>
+void fill_gaps(const Tile& tile, C* data, C value) {
+  for (int64_t i = 0; i <= tile.height; ++i) {
+    C* gap = data + i * tile.pitch() - tile.gap();
+    for (int64_t j = 0; j < tile.gap(); ++j) gap[j] = value;
+  }
+}
+
+// The rows of a window around row y that exist.
+struct Rows {
+  int64_t first;
+  int64_t count;
+  int64_t skipped;  // above the map
+
+  Rows(const Tile& tile, int64_t y)
+      : first(std::max<int64_t>(0, y - tile.radius)),
+        count(std::min(tile.height - 1, y + tile.radius) - first + 1),
+        skipped(first - (y - tile.radius)) {}
+};
+
+// True where b replaces a as the maximum. With Special there may be NaN.
+template <bool Special, class C>
+auto beats(Vec<C> b, Vec<C> a) {
+  if constexpr (Special) {
+    return (b > a) | (b != b);
+  } else {
+    return b > a;
+  }
+}
+
+template <bool Special, class C>
+Vec<C> larger(Vec<C> b, Vec<C> a) {
+  if constexpr (Special) {
+    return beats<true, C>(b, a) ? b : a;
+  } else {
+    return max(b, a);
+  }
+}
+
+// out[i] = the maximum of in[i + j * stride] over j < count, for i < size and up to a vector beyond.
+template <int Count, bool Special, class C>
+void window_max(const C* in, int64_t stride, int64_t count, C* out, int64_t size) {
+  for (int64_t i = 0; i < size; i += kLanes<C>) {
+    Vec<C> best = load<C>(in + i);
+    for (int64_t j = 1; j < (Count > 0 ? Count : count); ++j) {
+      best = larger<Special, C>(load<C>(in + i + j * stride), best);
+    }
+    store(out + i, best);
+  }
+}
+
+// The same, and the j that won, plus `skipped`, in choice[i].
+template <int Count, bool Special, class C>
+void window_choice(const C* in, int64_t stride, int64_t count, int64_t skipped, C* out, C* choice, int64_t size) {
+  for (int64_t i = 0; i < size; i += kLanes<C>) {
+    Vec<C> best = load<C>(in + i);
+    Vec<C> chosen = splat(static_cast<C>(skipped));
+    for (int64_t j = 1; j < (Count > 0 ? Count : count); ++j) {
+      const Vec<C> next = load<C>(in + i + j * stride);
+      const auto wins = beats<Special, C>(next, best);
+      best = wins ? next : best;
+      chosen = wins ? splat(static_cast<C>(skipped + j)) : chosen;
+    }
+    store(out + i, best);
+    store(choice + i, chosen);
+  }
+}
+
+// Along rows with NaN or -inf, which ties with the padding: windows are clipped instead.
+template <class C>
+void clipped_row_choice(const Tile& tile, const C* in, C* out, C* choice) {
+  for (int64_t y = 0; y < tile.height; ++y) {
+    for (int64_t i = 0; i < tile.row(); ++i) {
+      const int64_t x = i / tile.cell;
+      const C* center = in + y * tile.pitch() + i;
+      const int64_t last = std::min(tile.radius, tile.width - 1 - x);
+      int64_t chosen = -std::min(tile.radius, x);
+      for (int64_t j = chosen + 1; j <= last; ++j) {
+        const C next = center[j * tile.cell];
+        if (next > center[chosen * tile.cell] || next != next) chosen = j;
+      }
+      out[y * tile.pitch() + i] = center[chosen * tile.cell];
+      choice[y * tile.pitch() + i] = static_cast<C>(chosen + tile.radius);
+    }
+  }
+}
+
+// out[i] (+)= the sum of grad[i + j * stride] over those j < count whose window chose i: those with choice `top` - j.
+template <int Count, bool Add, class C>
+void collect(const C* grad, const C* choice, int64_t stride, int64_t count, int64_t top, C* out, int64_t size) {
+  for (int64_t i = 0; i < size; i += kLanes<C>) {
+    Vec<C> sum{};
+    if constexpr (Add) sum = load<C>(out + i);
+    for (int64_t j = 0; j < (Count > 0 ? Count : count); ++j) {
+      const Vec<C> term = load<C>(grad + i + j * stride);
+      sum += load<C>(choice + i + j * stride) == splat(static_cast<C>(top - j)) ? term : Vec<C>{};
+    }
+    store(out + i, sum);
+  }
+}
+
+// Calls f(rows, integral_constant) for each row of the tile: the count of a window's rows is Kernel but at the edges.
+template <int Kernel, class F>
+void for_each_row(const Tile& tile, F&& f) {
+  for (int64_t y = 0; y < tile.height; ++y) {
+    const Rows rows(tile, y);
+    if (rows.count == Kernel) {
+      f(y, rows, std::integral_constant<int, Kernel>{});
+    } else {
+      f(y, rows, std::integral_constant<int, 0>{});
+    }
+  }
+}
+
+// window_max for windows around each of `count` vectors that are `stride` apart, clipped to them. The window slides
+// through registers, so that each vector is loaded once.
+template <int Kernel, bool Special, class C>
+void sliding_max(const C* in, int64_t stride, int64_t count, C* out) {
+  constexpr int kRadius = Kernel / 2;
+  Vec<C> window[Kernel];
+  for (Vec<C>& v : window) v = splat(-std::numeric_limits<C>::infinity());
+  const auto push = [&](Vec<C> next) {
+    for (int j = 1; j < Kernel; ++j) window[j - 1] = window[j];
+    window[Kernel - 1] = next;
+  };
+  const auto store_max = [&](int64_t i) {
+    Vec<C> best = window[0];
+    for (int j = 1; j < Kernel; ++j) best = larger<Special, C>(window[j], best);
+    store(out + i * stride, best);
+  };
+  const int64_t ahead = std::min<int64_t>(kRadius, count);
+  for (int64_t i = 0; i < ahead; ++i) push(load<C>(in + i * stride));
+  for (int64_t i = ahead; i < kRadius; ++i) push(splat(-std::numeric_limits<C>::infinity()));
+  for (int64_t i = 0; i < count - kRadius; ++i) {
+    push(load<C>(in + (i + kRadius) * stride));
+    store_max(i);
+  }
+  for (int64_t i = std::max<int64_t>(0, count - kRadius); i < count; ++i) {
+    push(splat(-std::numeric_limits<C>::infinity()));
+    store_max(i);
+  }
+}
+
+// stage = the maxima of its windows; `row_max` is scratch. The window that is known when this is compiled slides.
+template <int Kernel, bool Special, class C>
+void pool(const Tile& tile, C* stage, C* row_max) {
+  if constexpr (Kernel > 0) {
+    if (tile.cell == kLanes<C>) {
+      for (int64_t y = 0; y < tile.height; ++y) {
+        sliding_max<Kernel, Special>(stage + y * tile.pitch(), tile.cell, tile.width, row_max + y * tile.pitch());
+      }
+    } else {
+      window_max<Kernel, Special>(stage - tile.gap(), tile.cell, Kernel, row_max, tile.size());
+    }
+    // From right to left: the last vector of a row reaches into the next row, which is then written over.
+    for (int64_t i = (tile.row() - 1) / kLanes<C> * kLanes<C>; i >= 0; i -= kLanes<C>) {
+      sliding_max<Kernel, Special>(row_max + i, tile.pitch(), tile.height, stage + i);
+    }
+  } else {
+    window_max<Kernel, Special>(stage - tile.gap(), tile.cell, 2 * tile.radius + 1, row_max, tile.size());
+    for_each_row<Kernel>(tile, [&](int64_t y, const Rows& rows, auto) {
+      window_max<0, Special>(row_max + rows.first * tile.pitch(), tile.pitch(), rows.count, stage + y * tile.pitch(),
+                             tile.row());
+    });
+  }
+  fill_gaps(tile, stage, -std::numeric_limits<C>::infinity());
+}
+
+// The same, with the choices along rows and along columns.
+template <int Kernel, bool Special, class C>
+void pool_and_choose(const Tile& tile, C* stage, C* row_max, C* columns, C* rows_chosen) {
+  if constexpr (Special) {
+    clipped_row_choice(tile, stage, row_max, columns);
+  } else {
+    window_choice<Kernel, false>(stage - tile.gap(), tile.cell, 2 * tile.radius + 1, 0, row_max, columns, tile.size());
+  }
+  for_each_row<Kernel>(tile, [&](int64_t y, const Rows& rows, auto count) {
+    window_choice<count.value, Special>(row_max + rows.first * tile.pitch(), tile.pitch(), rows.count, rows.skipped,
+                                        stage + y * tile.pitch(), rows_chosen + y * tile.pitch(), tile.row());
+  });
+  fill_gaps(tile, stage, -std::numeric_limits<C>::infinity());
+}
+
+// Takes the gradient of a stage's rows back to its row maxima.
+template <int Kernel, class C>
+void collect_rows(const Tile& tile, const C* grad, const C* rows_chosen, C* row_grad) {
+  for_each_row<Kernel>(tile, [&](int64_t y, const Rows& rows, auto count) {
+    const int64_t from = rows.first * tile.pitch();
+    collect<count.value, false>(grad + from, rows_chosen + from, tile.pitch(), rows.count,
+                                2 * tile.radius - rows.skipped, row_grad + y * tile.pitch(), tile.row());
+  });
+  fill_gaps(tile, row_grad, C{0});
+}
+
+// Reads x into a tile with its padding; true if it has NaN or -inf.
+template <class T, class C>
+bool load_tile(const Tile& tile, const Planes<const T>& x, C* stage) {
+  constexpr C kInfinity = std::numeric_limits<C>::infinity();
+  if (x.channels < tile.cell) std::fill(stage, stage + tile.size(), C{0});
+  fill_gaps(tile, stage, C{0});
+  store(stage + tile.size(), Vec<C>{});
+  load_rows(x, 0, tile.height, tile.width, tile.cell, stage, tile.pitch());
+  constexpr uint32_t kAll = (uint32_t{1} << kLanes<C>)-1;
+  uint32_t ordinary = kAll;
+  for (int64_t i = 0; i < tile.size(); i += kLanes<C>) ordinary &= greater(load<C>(stage + i), splat(-kInfinity));
+  fill_gaps(tile, stage, -kInfinity);
+  return ordinary != kAll;
+}
+
+template <int Kernel, class T>
+void forward_tile(const SppfPoolParams& p, const Tile& tile, int64_t image, int64_t channel, int64_t channels,
+                  Compute<T>* stage, Compute<T>* row_max) {
+  const auto store_stage = [&](int64_t i) {
+    store_rows(stage, tile.pitch(), 0, tile.height, tile.width, tile.cell,
+               planes_of<T>(p.out, image, i * p.channels + channel, channels));
+  };
+  const bool special = load_tile(tile, planes_of<T>(p.x, image, channel, channels), stage);
+  store_stage(0);
+  for (int i = 1; i <= kSppfStages; ++i) {
+    if (special) {
+      pool<Kernel, true>(tile, stage, row_max);
+    } else {
+      pool<Kernel, false>(tile, stage, row_max);
+    }
+    store_stage(i);
+  }
+}
+
+template <int Kernel, class T>
+void backward_tile(const SppfPoolParams& p, const Tile& tile, int64_t image, int64_t channel, int64_t channels,
+                   Compute<T>* stage, Compute<T>* scratch, Compute<T>* const (&choices)[kSppfStages][2]) {
+  const bool special = load_tile(tile, planes_of<T>(p.x, image, channel, channels), stage);
+  for (int i = 0; i < kSppfStages; ++i) {
+    if (special) {
+      pool_and_choose<Kernel, true>(tile, stage, scratch, choices[i][0], choices[i][1]);
+    } else {
+      pool_and_choose<Kernel, false>(tile, stage, scratch, choices[i][0], choices[i][1]);
+    }
+  }
+
+  Compute<T>* const grad = stage;
+  const auto load_grad = [&](int64_t i) {
+    load_rows(planes_of<T>(p.grad_out, image, i * p.channels + channel, channels), 0, tile.height, tile.width,
+              tile.cell, grad, tile.pitch());
+  };
+  load_grad(kSppfStages);
+  for (int i = kSppfStages - 1; i >= 0; --i) {
+    collect_rows<Kernel>(tile, grad, choices[i][1], scratch);
+    load_grad(i);
+    collect<Kernel, true>(scratch - tile.gap(), choices[i][0] - tile.gap(), tile.cell, 2 * tile.radius + 1,
+                          2 * tile.radius, grad, tile.size());
+  }
+  store_rows(grad, tile.pitch(), 0, tile.height, tile.width, tile.cell,
+             planes_of<T>(p.grad_x, image, channel, channels));
+}
+
+template <bool Backward>
+Status run(const SppfPoolParams& p, const ParallelFor& parallel_for) {
+  if (p.batch * p.channels * p.height * p.width == 0) return Status{};
+  return dispatch_dtype<DType::kFloat32, DType::kBFloat16, DType::kFloat64>("x", p.dtype, [&](auto dtype) {
+    using T = Element<dtype.value>;
+    using C = Compute<T>;
+    return dispatch_int<5>(p.kernel, [&](auto kernel) {
+      const int64_t cell = is_channels_last(p.x, p.channels, kLanes<C>) ? kLanes<C> : 1;
+      const Tile tile{p.height, p.width, p.kernel / 2, cell};
+      const int64_t tiles = ceil_div(p.channels, cell);  // per image
+      const SppfPoolWorkspace sizes(p, Backward, parallel_for.num_threads());
+      parallel_for(sizes.regions, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t region = begin; region < end; ++region) {
+          const auto buffer = [&](int64_t i) {
+            char* memory = static_cast<char*>(p.workspace) + (region * sizes.buffers + i) * sizes.buffer_bytes;
+            return reinterpret_cast<C*>(memory) + tile.gap();
+          };
+          const int64_t last = (region + 1) * p.batch * tiles / sizes.regions;
+          for (int64_t i = region * p.batch * tiles / sizes.regions; i < last; ++i) {
+            const int64_t image = i / tiles;
+            const int64_t channel = i % tiles * cell;
+            const int64_t channels = std::min(cell, p.channels - channel);
+            if constexpr (Backward) {
+              C* const choices[kSppfStages][2] = {
+                  {buffer(2), buffer(3)}, {buffer(4), buffer(5)}, {buffer(6), buffer(7)}};
+              backward_tile<kernel.value, T>(p, tile, image, channel, channels, buffer(0), buffer(1), choices);
+            } else {
+              forward_tile<kernel.value, T>(p, tile, image, channel, channels, buffer(0), buffer(1));
+            }
+          }
+        }
+      });
+      return Status{};
+    });
+  });
+}
+
+}  // namespace
+
+Status sppf_pool_cpu(const SppfPoolParams& params, const ParallelFor& parallel_for) {
+  return run<false>(params, parallel_for);
+}
+
+Status sppf_pool_backward_cpu(const SppfPoolParams& params, const ParallelFor& parallel_for) {
+  return run<true>(params, parallel_for);
+}
+
+}  // namespace FASTYOLO_ISA
+}  // namespace fastyolo
