@@ -151,11 +151,12 @@ def test_strided_arguments(device: str) -> None:
     assert torch.equal(batched_nms(boxes.T.contiguous().T, scores, idxs, 0.5), expected)
 
 
-def test_fixed_size_form(device: str) -> None:
+@pytest.mark.parametrize("max_det", [None, 7])
+def test_fixed_size_form(device: str, max_det: int | None) -> None:
     """The operator below batched_nms: keep [N] padded with -1, and the count."""
     boxes, scores = (x.to(device) for x in box_list(torch.Generator().manual_seed(0), "clustered", 200))
-    expected = nms(boxes, scores, 0.5)
-    keep, num_keep = torch.ops.fastyolo.batched_nms(boxes, scores, None, 0.5)
+    expected = nms(boxes, scores, 0.5)[:max_det]
+    keep, num_keep = torch.ops.fastyolo.batched_nms(boxes, scores, None, 0.5, max_det=max_det)
     assert (keep.shape, keep.dtype, num_keep.shape, num_keep.dtype) == ((200,), torch.int64, (1,), torch.int32)
     assert 0 < num_keep.item() == len(expected) < 200
     assert torch.equal(keep[: len(expected)], expected)

@@ -102,6 +102,8 @@ def verdict(mutant: Mutant, work: Path) -> str:
                 return f"killed by {build}: it does not end"
             if process.returncode:
                 reason = re.search(r"simt: (.*)|AddressSanitizer: (\S+)|runtime error: (.*)", output)
+                if not reason and not re.search(r"\d+ failed", output):
+                    raise RuntimeError(f"the tests did not run:\n{output}")
                 return f"killed by {build}: {reason.group() if reason else 'wrong results'}"
         return "SURVIVED"
     finally:
