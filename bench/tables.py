@@ -41,25 +41,56 @@ def render(report: dict[str, Any]) -> str:
 
 
 def render_ops(report: dict[str, Any]) -> str:
-    missing = "".join(f"; {package} was not installed" for package in report["left_out"])
-    lines = [f"{_machine(report)}; {report['maps']}{missing}.", ""]
-    lines += ["| | fastyolo | peer | ratio | GB/s | of memory speed |", "|---|--:|--:|--:|--:|--:|"]
-    for op, rows in groupby(report["results"], key=lambda row: row["op"]):
-        for row in rows:
-            times = {name: timing["median_us"] for name, timing in row["contenders"].items()}
-            ours = times.pop("fastyolo")
-            peers = "<br>".join(f"{name} {_time(time)}" for name, time in times.items())
-            ratios = "<br>".join(f"{row['ratio'][name]:.1f}" for name in times)
-            cells = (
-                f"`{op}` {row['case']}",
-                _time(ours),
-                peers or "-",
-                ratios or "-",
-                f"{row['gb_per_s']:.1f}",
-                f"{row['memory_share']:.0%}",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+    left_out = "".join(f"; {reason}" for reason in report["left_out"])
+    parts = [f"{_machine(report)}; {report['maps']}{left_out}.\n"]
+    by_inputs = [row for row in report["results"] if "inputs" in row]
+    if single := [row for row in report["results"] if "inputs" not in row]:
+        parts.append(_table_of_rows(single))
+    if by_inputs:
+        parts.append(_table_of_inputs(by_inputs))
+    return "\n".join(parts)
+
+
+def _table_of_rows(rows: list[dict[str, Any]]) -> str:
+    lines = ["| | fastyolo | peer | ratio | GB/s | of memory speed |", "|---|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        times = {name: timing["median_us"] for name, timing in row["contenders"].items()}
+        ours = times.pop("fastyolo")
+        peers = "<br>".join(f"{name} {_time(time)}" for name, time in times.items())
+        ratios = "<br>".join(f"{row['ratio'][name]:.1f}" for name in times)
+        cells = (
+            f"`{row['op']}` {row['case']}",
+            _time(ours),
+            peers or "-",
+            ratios or "-",
+            f"{row['gb_per_s']:.1f}",
+            f"{row['memory_share']:.0%}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _table_of_inputs(rows: list[dict[str, Any]]) -> str:
+    """A line for each operator and inputs, a column for each dtype and direction."""
+    columns = list(dict.fromkeys((row["dtype"], row["pass"]) for row in rows))
+    lines = [
+        "Time, and how many times as long the faster one of the peers takes; for `eca` also the time in copies of x.",
+        "",
+        f"| | {' | '.join(f'{dtype}, {direction}' for dtype, direction in columns)} |",
+        f"|---|{'--:|' * len(columns)}",
+    ]
+    for (op, inputs), group in groupby(rows, key=lambda row: (row["op"], row["inputs"])):
+        cells = {(row["dtype"], row["pass"]): _time_and_ratios(row) for row in group}
+        lines.append(f"| `{op}` {inputs} | {' | '.join(cells.get(column, '-') for column in columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _time_and_ratios(row: dict[str, Any]) -> str:
+    copy = row["ratio"].get("copy")
+    peers = {name: ratio for name, ratio in row["ratio"].items() if name not in ("fastyolo", "copy")}
+    fastest = min(peers, key=peers.__getitem__)
+    copies = f", {1 / copy:.1f} copies" if copy else ""
+    return f"{_time(row['contenders']['fastyolo']['median_us'])}, {peers[fastest]:.1f} ({fastest}){copies}"
 
 
 def render_accuracy(report: dict[str, Any]) -> str:

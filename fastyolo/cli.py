@@ -46,7 +46,7 @@ class _OneSentence(TyperGroup):
 app = typer.Typer(
     cls=_OneSentence,
     name="fastyolo",
-    help="Fast post-processing for YOLOv8-class detectors.",
+    help="Fast post-processing and fused operators for YOLOv8-class detectors.",
     epilog="Example: fastyolo predict --weights yolov8n.pt --source street.jpg",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -66,6 +66,9 @@ class Op(str, Enum):
     nms = "nms"
     batched_nms = "batched_nms"
     dfl_decode = "dfl_decode"
+    eca = "eca"
+    dw_sppf = "dw_sppf"
+    sppf_pool = "sppf_pool"
 
 
 Weights = Annotated[str, typer.Option("--weights", metavar="FILE", help="Checkpoint; yolov8n.pt is downloaded.")]
@@ -414,12 +417,13 @@ def ops(
         if target.type == "cuda" and not torch.cuda.is_available():
             raise typer.BadParameter("torch sees no CUDA device.", param_hint="--device")
         console = Console(highlight=False)
-        for package in bench.left_out():
-            console.print(f"{package} is not installed, so its times are left out.")
-        maps, maps_source = _maps(weights, images)
+        names = [item.value for item in op] if op else list(CASES)
+        left_out = bench.left_out(names, target, quick=quick)
+        for reason in left_out:
+            console.print(f"{reason}, so its times are left out.")
+        maps, maps_source = _maps(weights, images) if "decode_nms" in names else (None, "synthetic inputs")
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         inputs = Inputs(target, torch.float16 if target.type == "cuda" else torch.float32, maps)
-        names = [item.value for item in op] if op else list(CASES)
         results = []
         with _progress(console) as progress:
             task = progress.add_task("bench", total=None)
@@ -428,17 +432,18 @@ def ops(
                 progress.update(task, advance=1, description=f"{result['op']}, {result['case']}")
         console.print(_bench_table(results, maps_source))
         if json:
-            write_json(json, bench.report(results, target, maps_source))
+            write_json(json, bench.report(results, target, maps_source, left_out))
 
 
 def _maps(weights: Path | None, images: Path | None) -> tuple[Any, str]:
     """Head maps for the cases, None for synthetic ones, and what to call them."""
     from fastyolo.bench import ops as bench
+    from fastyolo.bench.environment import installed_version
 
     data = Path(os.environ.get("FASTYOLO_DATA", ""))
     if weights is None and data.name:
         weights, images = data / "weights" / "yolov8n-recovered.pt", data / "coco128-val" / "images"
-    if weights is None or images is None or "ultralytics" in bench.left_out():
+    if weights is None or images is None or installed_version("ultralytics") is None:
         return None, "synthetic head outputs"
     maps = bench.real_maps(str(weights), images)
     return maps, f"head outputs of {weights.name} on {len(maps[0][0])} photographs"
@@ -450,22 +455,24 @@ def _bench_table(results: list[dict[str, Any]], title: str) -> Table:
     table.add_column()
     for column in ("fastyolo", "peer", "ratio", "GB/s", "memory"):
         table.add_column(column, justify="right", no_wrap=True)
-    for op, rows in groupby(results, key=lambda result: result["op"]):
+    for (op, *peers), rows in groupby(results, key=_op_and_peers):
         table.add_section()
-        for number, row in enumerate(rows):
-            times = {name: _microseconds(timing["median_us"]) for name, timing in row["contenders"].items()}
-            ours = times.pop("fastyolo")
-            if number == 0:
-                table.add_row(f"[bold]{op}[/bold]" + "".join(f" against {peer}" for peer in times))
+        table.add_row(f"[bold]{op}[/bold]" + (f" against {', '.join(peers)}" if peers else ""))
+        for row in rows:
+            times = [row["contenders"][name]["median_us"] for name in ("fastyolo", *peers)]
             table.add_row(
                 row["case"],
-                ours,
-                "\n".join(times.values()),
-                "\n".join(f"{row['ratio'][peer]:.1f}" for peer in times),
+                _microseconds(times[0]),
+                "\n".join(map(_microseconds, times[1:])),
+                "\n".join(f"{row['ratio'][peer]:.1f}" for peer in peers),
                 f"{row['gb_per_s']:.2f}",
                 f"{row['memory_share']:.0%}",
             )
     return table
+
+
+def _op_and_peers(result: dict[str, Any]) -> tuple[str, ...]:
+    return result["op"], *(name for name in result["contenders"] if name != "fastyolo")
 
 
 def _microseconds(value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from fastyolo import ops
 from fastyolo.bench import cases, timing
 from fastyolo.bench import ops as bench
 from fastyolo.bench.agreement import Agreement, compare
-from fastyolo.bench.environment import environment
+from fastyolo.bench.cases import feature_maps, nms
+from fastyolo.bench.cases.inputs import scene_maps
+from fastyolo.bench.environment import environment, why_not_compiled
 from fastyolo.cli import app
 
 SCRIPTS = Path(__file__).parent.parent / "bench"
@@ -42,13 +45,20 @@ def test_quick_run_and_its_tables(tmp_path, monkeypatch, capsys):
     assert (report["schema"], report["kind"], report["device"], report["threads"]) == (1, "ops", "cpu", 1)
     assert report["maps"] == "synthetic head outputs"
     assert {"date", "commit", "build", "versions", "cpu", "gpus"} == set(report["environment"])
-    assert [row["op"] for row in report["results"]] == [
-        "decode_nms", "nms", "nms", "batched_nms", "dfl_decode", "dfl_decode",
-    ]  # fmt: skip
+    assert report["left_out"] == ["torch.compile takes too long for a quick run"]
+    peers = {
+        "decode_nms": [{"ultralytics"}],
+        "nms": [{"torchvision"}] * 2,
+        "batched_nms": [{"torchvision"}],
+        "dfl_decode": [{"ultralytics"}] * 2,
+        "eca": [{"torch", "copy"}] * 2,
+        "dw_sppf": [{"torch"}] * 2,
+        "sppf_pool": [{"torch"}, {"torch"}, {"ultralytics"}, {"ultralytics"}],
+    }
+    found = [(row["op"], set(row["contenders"]) - {"fastyolo"}) for row in report["results"]]
+    assert found == [(op, names) for op, rows in peers.items() for names in rows]
     for row in report["results"]:
-        assert row["case"] in done.stdout
-        peers = set(row["contenders"]) - {"fastyolo"}
-        assert peers == ({"torchvision"} if "nms" in row["op"] and row["op"] != "decode_nms" else {"ultralytics"})
+        assert row["case"] in " ".join(done.stdout.split())
         assert row["bytes"] > 0
         assert row["peak_extra_bytes"] > 0
         for name, times in row["contenders"].items():
@@ -61,8 +71,13 @@ def test_quick_run_and_its_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tables.py", str(file)])
     runpy.run_path(str(SCRIPTS / "tables.py"), run_name="__main__")
     table = capsys.readouterr().out
-    assert table.count("\n|") == len(report["results"]) + 2
     assert "`nms` 10,000 boxes, max_det 300 | " in table
+    assert "`sppf_pool` block of YOLOv8n, 1x256x20x20, channels last | " in table
+    assert "| | float32, forward | float32, forward + backward |" in table
+    number = r"[\d.,]+ (?:µs|ms), [\d.]+ \(torch\)"
+    assert re.search(rf"`eca` 1x512x20x20 \| {number}, [\d.]+ copies \| {number}, [\d.]+ copies \|\n", table)
+    for op in ("dw_sppf", "sppf_pool"):
+        assert re.search(rf"`{op}` 1x256x20x20 \| {number} \| {number} \|\n", table)
 
 
 def test_one_op(tmp_path):
@@ -70,35 +85,86 @@ def test_one_op(tmp_path):
         app, ["bench", "ops", "--quick", "--op", "dfl_decode", "--json", str(tmp_path / "x.json")]
     )
     assert done.exit_code == 0, done.output
-    assert {row["op"] for row in json.loads((tmp_path / "x.json").read_text())["results"]} == {"dfl_decode"}
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert {row["op"] for row in report["results"]} == {"dfl_decode"}
+    assert report["maps"] == "synthetic inputs"
+    assert report["left_out"] == []
 
 
-def test_peers_that_are_not_installed_are_left_out(monkeypatch):
-    for module in (cases, bench):
+def test_peers_that_are_not_there_are_left_out(monkeypatch):
+    for module in (nms, feature_maps, bench):
         monkeypatch.setattr(module, "installed_version", lambda package: None)
-    assert bench.left_out() == ["ultralytics", "torchvision"]
+    assert bench.left_out(["nms"], CPU, quick=True) == [
+        "ultralytics is not installed",
+        "torchvision is not installed",
+    ]
     done = CliRunner().invoke(app, ["bench", "ops", "--quick", "--op", "decode_nms", "--op", "nms"])
     assert done.exit_code == 0, done.output
     assert "ultralytics is not installed, so its times are left out." in done.stdout
+    inputs = cases.Inputs(CPU, torch.float32, None)
+    assert [set(case.calls) for case in cases.CASES["sppf_pool"](inputs, True)] == [{"fastyolo", "torch"}] * 2
+
+
+def test_torch_compile_without_a_compiler_is_left_out(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    reason = "torch.compile finds no C++ compiler 'no-such-compiler'"
+    assert why_not_compiled(CPU) == reason
+    assert bench.left_out(["eca"], CPU, quick=False) == [reason]
+    assert bench.left_out(["nms"], CPU, quick=False) == []
+    case = next(cases.CASES["eca"](cases.Inputs(CPU, torch.float32, None), False))
+    assert set(case.calls) == {"fastyolo", "torch", "copy"}
+
+
+@pytest.mark.skipif(why_not_compiled(CPU) is not None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own, in torch 2.11
+def test_torch_compile_is_a_peer():
+    inputs = cases.Inputs(CPU, torch.float32, None)
+    case = next(cases.CASES["eca"](inputs, False))
+    assert case.name == "1x512x20x20, float32, forward"
+    assert list(case.calls) == ["fastyolo", "torch", "torch.compile", "copy"]
+    case.check()
+
+
+def test_every_measurement_of_an_operator_is_another(monkeypatch):
+    monkeypatch.setattr(feature_maps, "why_not_compiled", lambda _: "not in this test")
+    monkeypatch.setattr(feature_maps, "installed_version", lambda _: None)
+    monkeypatch.setattr(cases.Inputs, "feature_map", lambda _, shape, dtype, *__: torch.empty(shape, dtype=dtype))
+    inputs = cases.Inputs(CPU, torch.float32, None)
+    for op in ("eca", "dw_sppf", "sppf_pool"):
+        names = [case.name for case in cases.CASES[op](inputs, False)]
+        assert len(names) == len(set(names)) >= 32
+        assert "8x128x80x80, bfloat16, forward + backward" in names
+
+
+WRONG = {
+    "eca": lambda x, weight: 1.01 * x * weight.sum(),
+    "dw_sppf": lambda x, weight, bias, **_: torch.cat([x] * 4, 1) * weight.sum() * bias.sum(),
+    "sppf_pool": lambda x: torch.cat([x] * 4, 1),
+}
 
 
 @pytest.mark.parametrize("op", list(cases.CASES))
 def test_wrong_answers_are_not_timed(monkeypatch, op):
     inputs = cases.Inputs(CPU, torch.float32, None)
-    if op == "dfl_decode":
+    if op in WRONG:
+        monkeypatch.setattr(ops, op, WRONG[op])
+    elif op == "dfl_decode":
         monkeypatch.setattr(ops, "dfl_decode", lambda logits, points, strides: logits[:, :4] * 0)
     elif op == "decode_nms":
         right = ops.decode_nms
         monkeypatch.setattr(ops, "decode_nms", lambda *x, **settings: right(*x, **{**settings, "iou_threshold": 0.1}))
     else:
         everything = lambda boxes, *_, **__: (torch.arange(len(boxes)), torch.tensor([len(boxes)]))  # noqa: E731
-        monkeypatch.setattr(cases, "fixed_size_nms", everything)
-    with pytest.raises(cases.DisagreementError):
-        list(bench.run(cases.CASES[op](inputs, True), CPU, quick=True))
+        monkeypatch.setattr(nms, "fixed_size_nms", everything)
+    for case in cases.CASES[op](inputs, True):
+        if case.name.startswith("block"):
+            continue  # of the modules, and not of the function that this test replaces
+        with pytest.raises(cases.DisagreementError):
+            list(bench.run([case], CPU, quick=True))
 
 
 def test_synthetic_maps_have_the_statistics_of_real_ones():
-    box_maps, cls_maps = cases.scene_maps(4, 0)
+    box_maps, cls_maps = scene_maps(4, 0)
     assert [tuple(x.shape) for x in box_maps] == [(4, 64, 80, 80), (4, 64, 40, 40), (4, 64, 20, 20)]
 
     def above(conf: float) -> list[torch.Tensor]:
@@ -109,7 +175,7 @@ def test_synthetic_maps_have_the_statistics_of_real_ones():
     found = ops.decode_nms(box_maps, cls_maps, cases.STRIDES)
     assert found.num_dets.min() >= 5  # seven objects each, some of which hide another
     assert found.num_dets.max() <= 30
-    again = cases.scene_maps(4, 0)
+    again = scene_maps(4, 0)
     assert all(a.equal(b) for a, b in zip([*box_maps, *cls_maps], [*again[0], *again[1]], strict=True))
 
 

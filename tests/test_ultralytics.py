@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""An accelerated model is ultralytics' own but for the way from the head's branches to the detections.
+"""An accelerated model is ultralytics' own but for its pools and the way from the head's branches to the detections.
 
 Most models here are built from ultralytics' YAML files with three classes, and random weights that give hundreds of
 overlapping detections: with so few classes, ultralytics' class offsets round next to nothing, so the detections must be
@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 import pickle
 import runpy
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +29,15 @@ import yaml
 from ultralytics import RTDETR, YOLO
 from ultralytics.data.augment import LetterBox
 from ultralytics.models.yolo.detect import DetectionPredictor, DetectionValidator
+from ultralytics.nn.modules.block import SPPF
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import ASSETS, ROOT, nms
 
 import fastyolo
+from fastyolo import ops
 from fastyolo.integrations import ultralytics as integration
+from fastyolo.nn import FusedSPPF
 
 MODELS = ("yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")
 SIZE = 160
@@ -363,6 +368,94 @@ def test_validator_closes_its_tap(pair, dataset, tmp_path):
     assert taps[0]._head is not ours.model.model[-1]
 
 
+# ---- SPPF
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes that sppf_pool was called with."""
+    shapes: list[torch.Size] = []
+    sppf_pool = ops.sppf_pool
+
+    def logging(x: torch.Tensor, **settings: Any) -> torch.Tensor:
+        shapes.append(x.shape)
+        return sppf_pool(x, **settings)
+
+    monkeypatch.setattr(ops, "sppf_pool", logging)
+    return shapes
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sppf_of_every_model_pools_in_one_operator(models, pools, name):
+    model = models(name)
+    blocks = [module for module in model.model.modules() if isinstance(module, SPPF)]
+    assert len(blocks) == (0 if name in ("yolov9t", "yolo12n") else 1)
+    predict(fastyolo.accelerate(model), PHOTOGRAPHS[0])
+    assert len(pools) == len(blocks)
+
+
+def test_val_pools_in_one_operator(pair, pools, dataset):
+    stock, ours = pair
+    validate(stock, dataset, "stock")
+    assert pools == []
+    validate(ours, dataset, "ours")
+    assert len(pools) == 1
+
+
+def test_fused_sppf_gives_the_stock_block_bit_by_bit(models):
+    for name in ("yolov8n", "yolo26n"):  # without and with a shortcut
+        network = models(name).model
+        block = next(module for module in network.modules() if isinstance(module, SPPF))
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = torch.rand(2, block.cv1.conv.in_channels, 5, 7).to(memory_format=memory_format)
+            with torch.no_grad():
+                assert FusedSPPF(block)(x).equal(block(x))
+
+
+def test_fused_sppf_keeps_its_place_and_its_hooks(models):
+    model = models("yolov8n")
+    seen = []
+    model.model.model[9].register_forward_hook(lambda *_: seen.append(1))
+    predict(fastyolo.accelerate(model), PHOTOGRAPHS[0])
+    fused = model.predictor.model.model.model[9]
+    assert type(fused) is FusedSPPF
+    stock = model.model.model[9]
+    assert (fused.i, fused.f, fused.type, fused.np) == (stock.i, stock.f, stock.type, stock.np)
+    assert not fused.training
+    assert len(seen) == 1
+
+
+def test_other_sppf_blocks_are_left_alone(models, pools):
+    class Doubled(SPPF):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    class Renamed(SPPF):
+        pass
+
+    for kind, fused in ((Doubled, 0), (Renamed, 1)):
+        stock, ours = models("yolov8n"), models("yolov8n")
+        for model in (stock, ours):
+            model.model.model[9].__class__ = kind
+        pools.clear()
+        assert_same_results(predict(fastyolo.accelerate(ours), batch=2), predict(stock, batch=2))
+        assert len(pools) == fused
+
+
+def test_what_is_saved_needs_no_fastyolo(models, tmp_path):
+    model = fastyolo.accelerate(models("yolov8n"))
+    predict(model)
+    model.save(tmp_path / "saved.pt")
+    code = f"""
+import sys
+sys.modules["fastyolo"] = None
+from ultralytics import YOLO
+print(type(YOLO({str(tmp_path / "saved.pt")!r}).model.model[9]).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["SPPF"], done.stderr
+
+
 # ---- what stays ultralytics' own
 
 
@@ -390,6 +483,7 @@ def test_network_is_untouched(models, dataset):
     validate(model, dataset, "ours")
     assert type(model.model.model[-1]) is Detect
     assert "forward" not in vars(model.model.model[-1])
+    assert type(model.model.model[9]) is SPPF
     assert before.keys() == model.model.state_dict().keys()
     assert all(value.equal(before[name]) for name, value in model.model.state_dict().items())
 
@@ -577,7 +671,7 @@ def test_runs_that_cannot_be_accelerated(models, monkeypatch, backend, reason):
     monkeypatch.setattr(fastyolo, "build_info", lambda: {"cuda": False})
     loaded = {"format": "pt", "end2end": False, "device": torch.device("cpu"), "model": models("yolov8n").model}
     with pytest.warns(UserWarning, match=reason):
-        assert integration._tap(SimpleNamespace(**{**loaded, **backend})) is None
+        assert integration._prepare(SimpleNamespace(**{**loaded, **backend})) is None
 
 
 @pytest.mark.parametrize("model", ["yolov8n.pt", torch.nn.Identity(), None])

@@ -6,12 +6,16 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fastyolo
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("torch", "torchvision", "ultralytics", "numpy")
 
@@ -42,6 +46,14 @@ def installed_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """What torch.compile lacks on this machine, as a clause, or None."""
+    if device.type == "cpu":
+        compiler = os.environ.get("CXX", "g++")  # as torch's inductor chooses
+        return None if shutil.which(compiler) else f"torch.compile finds no C++ compiler {compiler!r}"
+    return None if installed_version("triton") else "torch.compile finds no triton"
 
 
 def cpu() -> dict[str, Any]:

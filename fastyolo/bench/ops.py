@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fastyolo.bench.cases import CASES, IMAGE_SIZE, OURS, Case, Inputs, Maps
-from fastyolo.bench.environment import environment, installed_version
+from fastyolo.bench.cases import CASES, COMPILED_PEERS, IMAGE_SIZE, OURS, Case, Inputs, Maps
+from fastyolo.bench.environment import environment, installed_version, why_not_compiled
 from fastyolo.bench.timing import (
     Contender,
     CpuContender,
@@ -61,7 +61,9 @@ def cases(names: Sequence[str], inputs: Inputs, *, quick: bool) -> Iterator[Case
         yield from CASES[name](inputs, quick)
 
 
-def report(results: Sequence[dict[str, Any]], device: torch.device, maps_source: str) -> dict[str, Any]:
+def report(
+    results: Sequence[dict[str, Any]], device: torch.device, maps_source: str, left_out: Sequence[str]
+) -> dict[str, Any]:
     """The document that --json writes and bench/tables.py reads."""
     return {
         "schema": SCHEMA,
@@ -69,15 +71,20 @@ def report(results: Sequence[dict[str, Any]], device: torch.device, maps_source:
         "device": device.type,
         "threads": torch.get_num_threads(),
         "maps": maps_source,
-        "left_out": left_out(),
+        "left_out": list(left_out),
         "environment": environment(),
         "results": list(results),
     }
 
 
-def left_out() -> list[str]:
-    """Peers that are not installed."""
-    return [package for package in ("ultralytics", "torchvision") if installed_version(package) is None]
+def left_out(names: Iterable[str], device: torch.device, *, quick: bool) -> list[str]:
+    """Why peers of these operators are missing, a clause for each."""
+    missing = [package for package in ("ultralytics", "torchvision") if installed_version(package) is None]
+    reasons = [f"{package} is not installed" for package in missing]
+    if COMPILED_PEERS.intersection(names):
+        reason = "torch.compile takes too long for a quick run" if quick else why_not_compiled(device)
+        reasons += [reason] if reason else []
+    return reasons
 
 
 def real_maps(weights: str, images: Path, *, limit: int = 32) -> Maps:

@@ -3,9 +3,9 @@
 
 `accelerate` swaps the class of a `YOLO` object for one that differs in two places: it predicts with
 `AcceleratedPredictor` and validates with `AcceleratedValidator`. Both work on the private copy of the network that
-ultralytics makes for each of them, and have its Detect head return the raw maps of its branches, which `decode_nms`
-turns into detections. The object's own network is never touched, so training, export, saving and fusing are
-ultralytics' own.
+ultralytics makes for each of them, in which they replace the SPPF block by `FusedSPPF` and have the Detect head return
+the raw maps of its branches, which `decode_nms` turns into detections. The object's own network is never touched, so
+training, export, saving and fusing are ultralytics' own, and what they write can be read without fastyolo.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ultralytics.engine.model import Model
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo.detect import DetectionPredictor, DetectionValidator
 from ultralytics.nn.autobackend import AutoBackend
-from ultralytics.nn.modules.block import DFL
+from ultralytics.nn.modules.block import DFL, SPPF
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils import ASSETS, LOGGER, nms, ops
@@ -35,6 +35,8 @@ from ultralytics.utils.tal import dist2bbox
 from ultralytics.utils.torch_utils import get_flops, unwrap_model
 
 import fastyolo
+from fastyolo.nn import FusedSPPF
+from fastyolo.nn.sppf import why_not_fused
 from fastyolo.ops import decode_nms
 
 __all__ = [
@@ -65,7 +67,9 @@ _DETECT_METHODS = ("forward", "forward_head", "one2many", "_inference", "_get_de
 
 
 def accelerate(model: Model) -> Model:
-    """Let an ultralytics model predict and validate with `fastyolo.ops.decode_nms`; results and API stay the same.
+    """Let an ultralytics model predict and validate with fastyolo's operators; results and API stay the same.
+
+    `decode_nms` goes from the raw outputs of the head to detections, `sppf_pool` pools in the SPPF block.
 
     Args:
         model: a `YOLO` object of a detection model with ultralytics' Detect head (YOLOv8 to YOLO12, YOLO26 with NMS,
@@ -252,23 +256,31 @@ class HeadTap:
         )
 
 
-def _tap(model: nn.Module) -> HeadTap | None:
-    """A tap on the head of a loaded model, or None and a warning."""
+def _prepare(model: nn.Module) -> HeadTap | None:
+    """Fuse the SPPF blocks of a loaded model and tap its head, or None and a warning."""
     backend = unwrap_model(model)  # what torch.compile wraps
     if reason := _why_not_now(backend):
         warnings.warn(f"This run of an accelerated model is not accelerated: {reason}.", stacklevel=2)
         return None
+    _fuse_sppf(backend.model)
     return HeadTap(backend.model.model[-1])
 
 
+def _fuse_sppf(network: nn.Module) -> None:
+    for name, module in list(network.named_modules()):
+        # A subclass that means something else by its parts has a forward of its own.
+        if isinstance(module, SPPF) and type(module).forward is SPPF.forward and not why_not_fused(module):
+            network.set_submodule(name, FusedSPPF(module))
+
+
 class AcceleratedPredictor(DetectionPredictor):
-    """A DetectionPredictor that goes from the head's branches to detections in one operator."""
+    """A DetectionPredictor that pools in one operator, and goes from the head's branches to detections in another."""
 
     _tap: HeadTap | None = None
 
     def setup_model(self, model: Any, verbose: bool = True) -> None:
         super().setup_model(model, verbose)
-        self._tap = _tap(self.model)
+        self._tap = _prepare(self.model)
 
     def inference(self, im: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._tap is None or self._needs_decoded_predictions():
@@ -306,7 +318,7 @@ class AcceleratedPredictor(DetectionPredictor):
 
 
 class AcceleratedValidator(DetectionValidator):
-    """A DetectionValidator that goes from the head's branches to detections in one operator; stock inside training."""
+    """A DetectionValidator with the operators of AcceleratedPredictor; stock inside training."""
 
     _tap: HeadTap | None = None
 
@@ -318,7 +330,7 @@ class AcceleratedValidator(DetectionValidator):
         super().init_metrics(model)
         if self.training or self.args.augment:
             return
-        self._tap = _tap(model)
+        self._tap = _prepare(model)
         if self._tap is not None:
             self._run.enter_context(self._tap)
 
@@ -416,3 +428,9 @@ def stock_dfl_decode(logits: Tensor, anchor_points: Tensor, strides: Tensor) -> 
     dfl = DFL(logits.shape[1] // 4).to(logits)
     points, strides = anchor_points.to(logits)[None], strides.to(logits)
     return lambda: dist2bbox(dfl(logits), points, xywh=False, dim=1) * strides
+
+
+def stock_sppf(weights: str = "yolov8n.yaml") -> SPPF:
+    """The SPPF block of a detection model, its normalisations folded, in evaluation mode."""
+    network = YOLO(weights).model.eval().fuse(verbose=False)
+    return next(module for module in network.modules() if isinstance(module, SPPF))
