@@ -260,7 +260,6 @@ __global__ void __launch_bounds__(kChunk, 2)
       next_in_chain[row] = atomicExch(&shared.chain_heads[group % kChains], row);
     }
     kept = min(kept + staying, limits.max_det);
-    __syncthreads();
   }
 
   if (thread == 0) out.num_dets[image] = kept;

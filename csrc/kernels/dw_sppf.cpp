@@ -140,6 +140,13 @@ struct Filter {
   Vec<C> tap(int dy, int dx) const { return load<C>(weight[dy * K + dx]); }
 };
 
+// Hides from the compiler what the pointer is a multiple of: for an unrolled loop it would keep the distances of all
+// loads, in more registers than there are.
+template <class C>
+inline void keep_in_register(const C*& pointer) {
+  asm("" : "+r"(pointer));
+}
+
 // N rows of results `row` elements apart, from `in` at the first result's pixel; each vector is loaded once.
 template <int K, int N, class C>
 inline void convolve(const C* in, int64_t row, int64_t column, const Filter<K, C>& filter, Vec<C> (&sums)[N]) {
@@ -148,9 +155,13 @@ inline void convolve(const C* in, int64_t row, int64_t column, const Filter<K, C
   for (int n = 0; n < N; ++n) sums[n] = bias;
 #pragma GCC unroll 8
   for (int dx = 0; dx < K; ++dx) {
+    const C* from = in + (dx - K / 2) * column - K / 2 * row;
+    keep_in_register(from);
 #pragma GCC unroll 16
     for (int i = 0; i < N + K - 1; ++i) {
-      const Vec<C> v = load<C>(in + (i - K / 2) * row + (dx - K / 2) * column);
+      const Vec<C> v = load<C>(from);
+      from += row;
+      keep_in_register(from);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
         if (i >= n && i - n < K) sums[n] = fma(filter.tap(i - n, dx), v, sums[n]);
@@ -251,28 +262,35 @@ class Chain {
     store_rows(row(tile, first), plan_.pitch, first, last, p_.width, plan_.cell, planes);
   }
 
-  C parameter(const void* data, int64_t i) const {
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      if (p_.weight_dtype == DType::kBFloat16) return to_float(static_cast<const BFloat16*>(data)[i]);
-    }
-    return static_cast<const C*>(data)[i];
-  }
-
-  // A parameter of this item's channels, `row` elements from channel to channel.
-  Vec<C> parameters(const void* data, int64_t first, int64_t row) const {
-    if (!data) return Vec<C>{};
-    if (plan_.cell == 1) return splat(parameter(data, first));
+  // A parameter of neighbouring channels, `row` elements from one to the next.
+  template <class P>
+  static Vec<C> gather(const P* data, int64_t channels, int64_t row) {
     Vec<C> v{};
-    for (int64_t c = 0; c < channels_; ++c) v[c] = parameter(data, first + c * row);
+    for (int64_t c = 0; c < channels; ++c) v[c] = convert<C>(data[c * row]);
     return v;
   }
 
-  void read_filter(int stage) {
+  template <class P>
+  void read_filter(int stage, const P* weight, const P* bias) {
+    Filter<K, C>& filter = filters_[stage];
     const int64_t channel = stage * p_.channels + channel_;
-    for (int t = 0; t < kTaps; ++t) {
-      store(filters_[stage].weight[t], parameters(p_.weight, channel * kTaps + t, kTaps));
+    weight += channel * kTaps;
+    if (plan_.cell == 1) {
+      for (int t = 0; t < kTaps; ++t) store(filter.weight[t], splat(convert<C>(weight[t])));
+      store(filter.bias, splat(bias ? convert<C>(bias[channel]) : C{}));
+    } else {
+      for (int t = 0; t < kTaps; ++t) store(filter.weight[t], gather(weight + t, channels_, kTaps));
+      store(filter.bias, bias ? gather(bias + channel, channels_, 1) : Vec<C>{});
     }
-    store(filters_[stage].bias, parameters(p_.bias, channel, 1));
+  }
+
+  void read_filter(int stage) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      if (p_.weight_dtype == DType::kBFloat16) {
+        return read_filter(stage, static_cast<const T*>(p_.weight), static_cast<const T*>(p_.bias));
+      }
+    }
+    read_filter(stage, static_cast<const C*>(p_.weight), static_cast<const C*>(p_.bias));
   }
 
   // Brings in rows [done_rows, next_rows) of the input and all else as far as they allow.
@@ -291,7 +309,8 @@ class Chain {
       }
       store_block(kGradient, p_.grad_x, 0, first(2 * kStages), last(2 * kStages));
     } else {
-      store_block(kValue, p_.out, 0, first(0), last(0));
+      copy_rows(planes_of<T>(p_.x, image_, channel_, channels_), planes_of<T>(p_.out, image_, channel_, channels_),
+                first(0), last(0), p_.width);
       for (int stage = 0; stage < kStages; ++stage) {
         advance(stage, first(stage + 1), last(stage + 1));
         store_block(kValue + stage + 1, p_.out, stage + 1, first(stage + 1), last(stage + 1));

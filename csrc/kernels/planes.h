@@ -68,15 +68,68 @@ void load_rows(const Planes<const T>& planes, int64_t first, int64_t last, int64
   }
 }
 
+// `rows` rows of a tile to where they are contiguous, as one run of vectors: one that goes on in the next row is two in
+// the tile. A row has at least one vector.
+template <class T, class C>
+void store_run(const C* tile, int64_t pitch, int64_t rows, int64_t width, T* out) {
+  constexpr int kWidth = kLanes<C>;
+  const int64_t end = rows * width;
+  int64_t column = 0;
+  for (int64_t i = 0; i < end; i += kWidth) {
+    if (i > end - kWidth) {  // the last two overlap
+      i = end - kWidth;
+      column = width - kWidth;
+    }
+    const int64_t rest = width - column;
+    const Vec<C> here = load<C>(tile + column);
+    store(out + i, rest < kWidth ? join<C>(here, load<C>(tile + pitch - rest), rest) : here);
+    column += kWidth;
+    if (column >= width) {
+      column -= width;
+      tile += pitch;
+    }
+  }
+}
+
 // And back, rounded to the map's type.
 template <class T, class C>
 void store_rows(const C* tile, int64_t pitch, int64_t first, int64_t last, int64_t width, int64_t cell,
                 const Planes<T>& planes) {
+  if (cell == 1 && planes.stride_w == 1 && planes.stride_h == width && width >= kLanes<C>) {
+    store_run(tile, pitch, last - first, width, planes.data + first * width);
+    return;
+  }
   for (int64_t h = first; h < last; ++h, tile += pitch) {
     T* row = planes.data + h * planes.stride_h;
     walk_row<C>(
         planes, width, cell, [&](int64_t from, int64_t to) { store(row + to, load<C>(tile + from)); },
         [&](int64_t from, int64_t to) { row[to] = convert<T>(tile[from]); });
+  }
+}
+
+// Rows [first, last) of a map into the same rows of another.
+template <class T>
+void copy_rows(const Planes<const T>& from, const Planes<T>& to, int64_t first, int64_t last, int64_t width) {
+  const bool rows = from.channels == 1 && from.stride_w == 1 && to.stride_w == 1;
+  if (rows && from.stride_h == width && to.stride_h == width) {
+    std::memcpy(to.data + first * width, from.data + first * width, (last - first) * width * sizeof(T));
+    return;
+  }
+  const bool cells = from.stride_c == 1 && to.stride_c == 1;
+  for (int64_t h = first; h < last; ++h) {
+    const T* in = from.data + h * from.stride_h;
+    T* out = to.data + h * to.stride_h;
+    if (rows) {
+      std::memcpy(out, in, width * sizeof(T));
+      continue;
+    }
+    for (int64_t w = 0; w < width; ++w, in += from.stride_w, out += to.stride_w) {
+      if (cells) {
+        std::memcpy(out, in, from.channels * sizeof(T));
+      } else {
+        for (int64_t c = 0; c < from.channels; ++c) out[c * to.stride_c] = in[c * from.stride_c];
+      }
+    }
   }
 }
 

@@ -175,6 +175,18 @@ struct KeepMasks {
 };
 constexpr KeepMasks kKeepMasks;
 
+// The first `count` lanes of a, the others of b.
+template <class T>
+inline Vec<T> join(Vec<T> a, Vec<T> b, int64_t count) {
+  Vec<uint32_t> bits, tail, others;
+  std::memcpy(&bits, &a, sizeof(bits));
+  std::memcpy(&tail, &b, sizeof(tail));
+  std::memcpy(&others, kKeepMasks.bytes + kVectorBytes - count * static_cast<int64_t>(sizeof(T)), sizeof(others));
+  bits = (bits & ~others) | (tail & others);
+  std::memcpy(&a, &bits, sizeof(a));
+  return a;
+}
+
 // The first `skip` elements become 0.
 template <class T>
 inline Pack<T> load_pack(const T* p, int64_t skip = 0) {

@@ -251,8 +251,9 @@ void forward_tile(const SppfPoolParams& p, const Tile& tile, int64_t image, int6
     store_rows(stage, tile.pitch(), 0, tile.height, tile.width, tile.cell,
                planes_of<T>(p.out, image, i * p.channels + channel, channels));
   };
-  const bool special = load_tile(tile, planes_of<T>(p.x, image, channel, channels), stage);
-  store_stage(0);
+  const Planes<const T> x = planes_of<T>(p.x, image, channel, channels);
+  copy_rows(x, planes_of<T>(p.out, image, channel, channels), 0, tile.height, tile.width);
+  const bool special = load_tile(tile, x, stage);
   for (int i = 1; i <= kSppfStages; ++i) {
     if (special) {
       pool<Kernel, true>(tile, stage, row_max);

@@ -101,10 +101,13 @@ def verdict(mutant: Mutant, work: Path) -> str:
                 process.kill()
                 return f"killed by {build}: it does not end"
             if process.returncode:
-                reason = re.search(r"simt: (.*)|AddressSanitizer: (\S+)|runtime error: (.*)", output)
-                if not reason and not re.search(r"\d+ failed", output):
+                if reason := re.search(r"simt: (.*)|AddressSanitizer: (\S+)|runtime error: (.*)", output):
+                    return f"killed by {build}: {reason.group()}"
+                if process.returncode < 0:
+                    return f"killed by {build}: signal {-process.returncode}"
+                if not re.search(r"\d+ failed", output):
                     raise RuntimeError(f"the tests did not run:\n{output}")
-                return f"killed by {build}: {reason.group() if reason else 'wrong results'}"
+                return f"killed by {build}: wrong results"
         return "SURVIVED"
     finally:
         target.write_text(original)
