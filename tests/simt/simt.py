@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -49,10 +50,10 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def run_tests(name: str, folder: Path = BUILD, *options: str) -> subprocess.Popen[str]:
+def run_tests(name: str, folder: Path = BUILD, *options: str, ops: Sequence[str] = OPS) -> subprocess.Popen[str]:
     """Starts the operators' own tests, and with them the table of cases, on one of BUILDS."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "simt_plugin", "--simt", name]
-    command += [str(SOURCE.parent / f"test_{op}.py") for op in OPS]
+    command += [str(SOURCE.parent / f"test_{op}.py") for op in ops]
     # One OpenMP thread: torch's others would spin on the cores that the kernels need.
     variables = {"PYTHONPATH": str(SOURCE), "FASTYOLO_SIMT_BUILD": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
