@@ -37,7 +37,7 @@ def run(cases: Iterable[Case], device: torch.device, *, quick: bool) -> Iterator
         contenders = {name: _contender(case, name, device) for name in case.calls}
         if bandwidth is None:
             contenders[_MEMORY] = single_pass(case.bytes_moved)
-        timings = interleave(contenders, seconds=0.2 if quick else 5.0, min_rounds=2 if quick else 5)
+        timings = interleave(contenders, seconds=0.2 if quick else 3.0, min_rounds=2 if quick else 5)
         memory_us = case.bytes_moved / bandwidth * 1e6 if bandwidth else timings.pop(_MEMORY).median_us
         ours_us = timings[OURS].median_us
         yield {
