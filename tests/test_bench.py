@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import resource
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +196,22 @@ def test_contenders_take_turns():
     assert "".join(log) == "aabb" + "abbaab"
     assert result["a"] == timing.Timing(median_us=2.0, low_us=2.0, high_us=2.0, samples=3)
     assert result["b"].median_us == 5.0
+
+
+def test_freed_memory_is_kept_above_32_mb():
+    """In a process of its own, since it is for good."""
+    program = """
+import resource, torch
+from fastyolo.bench import timing
+timing.keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(10 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    pages = 10 * 2**20 * 4 // resource.getpagesize()
+    assert int(done.stdout) < 10 * pages  # 20 if each tensor were of new ones
 
 
 def test_peak_memory_of_a_batch():

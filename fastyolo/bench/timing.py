@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from abc import ABC, abstractmethod
@@ -102,6 +103,19 @@ def _timing(samples: list[float]) -> Timing:
     quartiles = torch.tensor(samples, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double()) * 1e6
     low, median, high = quartiles.tolist()
     return Timing(median, low, high, len(samples))
+
+
+def keep_freed_memory() -> None:
+    """CPU: have the allocator keep what is freed, as it does on its own below 32 MB.
+
+    Larger results would be new pages of the system at every call or not, depending on what ran before, and to zero
+    those takes longer than most operators. Only glibc's allocator is known to need this, and to offer it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # of malloc.h
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
 
 
 def single_pass(num_bytes: int) -> Contender:
