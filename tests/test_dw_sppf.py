@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from cases import DTYPES, Case, channels_last, dw_sppf_inputs, in_float64
+from torch import Tensor
 
 from fastyolo import reference
 from fastyolo.ops import dw_sppf
@@ -90,3 +93,20 @@ def test_a_nan_stays_in_its_receptive_field(device: str) -> None:
     spoiled = dw_sppf(**inputs)
     assert spoiled.isnan().sum().item() == 1 + 9 + 25 + 49
     assert torch.equal(spoiled[0].isnan(), torch.zeros_like(clean[0], dtype=torch.bool))
+
+
+def test_an_infinity_spoils_only_the_taps_that_it_meets(device: str) -> None:
+    """At the right edge of a width that is no multiple of a vector: what lies beyond it has no product with it."""
+    x = torch.randn(1, 1, 5, 7, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 2, 5] = float("inf")
+    weight = torch.ones(3, 1, 3, 3)
+
+    def gradient(function: Callable[..., Tensor], dtype: torch.dtype, device: str) -> Tensor:
+        leaf = weight.to(device, dtype).requires_grad_()
+        stages = function(x.to(device, dtype), leaf)
+        (grad,) = torch.autograd.grad(stages[:, :2].sum(), leaf)  # of the first stage: the others meet infinities
+        return grad[0].double().cpu()
+
+    expected = gradient(reference.dw_sppf, torch.float64, "cpu")
+    assert expected.isfinite().sum() == 3  # the column of taps to the left
+    torch.testing.assert_close(gradient(dw_sppf, torch.float32, device), expected, rtol=1e-5, atol=1e-5)
