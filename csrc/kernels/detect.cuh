@@ -93,7 +93,7 @@ __device__ inline uint32_t block_exclusive_sum(uint32_t value, uint32_t (&warp_s
   const uint32_t sum = warp_inclusive_sum(value);
   if (lane_index() == kWarp - 1) warp_sums[warp_index()] = sum;
   __syncthreads();
-  const uint32_t of_warp = lane_index() < kChunk / kWarp ? warp_sums[lane_index() % (kChunk / kWarp)] : 0;
+  const uint32_t of_warp = warp_sums[lane_index() % (kChunk / kWarp)];  // more lanes than warps: the rest is not used
   const uint32_t of_warps = warp_inclusive_sum(of_warp);
   return __shfl_sync(kAllLanes, of_warps - of_warp, warp_index()) + sum - value;
 }
