@@ -542,6 +542,7 @@ CASES = [
     maps_case("1203-classes", num_classes=1203, mean=-6.0),
     maps_case("1203-classes-multi-label", num_classes=1203, mean=-6.0, multi_label=True),
     maps_case("every-score", num_classes=1203, multi_label=True, score_threshold=0.0),  # more than a list on CUDA holds
+    maps_case("every-score-best-100", num_classes=1203, multi_label=True, score_threshold=0.0, max_candidates=100),
     maps_case("1-anchor", sizes=((1, 1),), num_classes=19, mean=2.0),
     maps_case("1-bin", bins=1, num_classes=3),
     maps_case("5-bins", bins=5, num_classes=3),
