@@ -17,7 +17,8 @@ import torch
 from fastyolo._files import write_json
 from fastyolo.bench.agreement import Agreement, compare
 from fastyolo.bench.environment import environment
-from fastyolo.integrations.ultralytics import YOLO, HeadTap, accelerate, head_maps, stock_nms, stock_predictions
+from fastyolo.integrations.ultralytics.acceleration import YOLO, HeadTap, accelerate, head_maps
+from fastyolo.integrations.ultralytics.stock import stock_nms, stock_predictions
 
 IOU, MAX_DET, BATCH = 0.7, 300, 16
 SELECTIONS = ({"conf": 0.25, "multi_label": False}, {"conf": 0.001, "multi_label": True})

@@ -29,7 +29,7 @@ if _compiled_version != __version__:
 
 if TYPE_CHECKING:
     from fastyolo import bench, integrations, nn, ops, reference
-    from fastyolo.integrations.ultralytics import accelerate
+    from fastyolo.integrations.ultralytics.acceleration import accelerate
 
 __all__ = [
     "BUILD_COMMAND",
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _MODULES = ("bench", "integrations", "nn", "ops", "reference")
-_HOMES = {"accelerate": "fastyolo.integrations.ultralytics"}
+_HOMES = {"accelerate": "fastyolo.integrations.ultralytics.acceleration"}
 
 
 def __getattr__(name: str) -> Any:

@@ -115,7 +115,7 @@ def _progress(console: Console) -> Progress:
 
 
 def _load(weights: str) -> Any:
-    from fastyolo.integrations import ultralytics
+    from fastyolo.integrations.ultralytics import acceleration as ultralytics
 
     try:
         model = ultralytics.YOLO(weights)
@@ -139,7 +139,7 @@ def _load_detector(weights: str, device: str | None, half: bool, stock: bool) ->
             raise typer.BadParameter("float16 needs a GPU, and torch sees none.", param_hint="--half")
     elif half and device == "cpu":
         raise typer.BadParameter("float16 needs a GPU, and --device is 'cpu'.", param_hint="--half")
-    from fastyolo.integrations import ultralytics
+    from fastyolo.integrations.ultralytics import acceleration as ultralytics
 
     model = _load(weights)
     if model.task != "detect":
@@ -184,7 +184,7 @@ def predict(
         if source is not None and not _is_pattern(source) and not Path(source).exists():
             raise typer.BadParameter(f"{source!r} does not exist.", param_hint="--source")
         model = _load_detector(weights, device, half, stock)
-        from fastyolo.integrations.ultralytics import ASSETS, is_accelerated, predictor_of
+        from fastyolo.integrations.ultralytics.acceleration import ASSETS, is_accelerated, predictor_of
 
         predictor = predictor_of(
             model,
@@ -272,7 +272,7 @@ def val(
     """Measure mAP on a data set."""
     with _reporting(debug):
         model = _load_detector(weights, device, half, stock)
-        from fastyolo.integrations.ultralytics import is_accelerated
+        from fastyolo.integrations.ultralytics.acceleration import is_accelerated
 
         console = Console(highlight=False)
         with _progress(console) as progress, tempfile.TemporaryDirectory() as scratch:
@@ -337,7 +337,7 @@ def info(
         facts = environment()
         facts["torch_operators"] = _torch_operators(facts["versions"]["torch"])
         if model:
-            from fastyolo.integrations import ultralytics
+            from fastyolo.integrations.ultralytics import acceleration as ultralytics
 
             loaded = _load(model)
             reason = ultralytics.why_not_accelerated(loaded)

@@ -36,7 +36,7 @@ from ultralytics.utils import ASSETS, ROOT, nms
 
 import fastyolo
 from fastyolo import ops
-from fastyolo.integrations import ultralytics as integration
+from fastyolo.integrations.ultralytics import acceleration as integration
 from fastyolo.nn import FusedSPPF
 
 MODELS = ("yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")

@@ -96,12 +96,12 @@ def real_maps(weights: str, images: Path, *, limit: int = 32) -> Maps:
     Raises:
         FileNotFoundError: the folder holds no image.
     """
-    from fastyolo.integrations import ultralytics
+    from fastyolo.integrations.ultralytics.acceleration import YOLO, head_maps
 
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:limit]
     if not paths:
         raise FileNotFoundError(f"{images} holds no .jpg or .png image")
-    maps, _ = ultralytics.head_maps(ultralytics.YOLO(weights), paths, imgsz=IMAGE_SIZE)
+    maps, _ = head_maps(YOLO(weights), paths, imgsz=IMAGE_SIZE)
     return maps.box_maps, maps.cls_maps
 
 

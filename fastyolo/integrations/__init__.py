@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""fastyolo inside other packages: one module for each, and each is the only file that imports its package."""
+"""fastyolo inside other packages: one module or folder for each, and nothing else imports its package."""

@@ -26,7 +26,7 @@ def _dfl_decode(inputs: Inputs, batch: int, backward: bool) -> Case:
     sets = [first, *(inputs.logits(batch, 16, seed) for seed in range(1, inputs.rotation(first[0].nbytes)))]
     implementations: dict[str, Callable[..., Call]] = {OURS: lambda *x: lambda: ops.dfl_decode(*x)}
     if installed_version("ultralytics"):
-        from fastyolo.integrations.ultralytics import stock_dfl_decode
+        from fastyolo.integrations.ultralytics.stock import stock_dfl_decode
 
         implementations["ultralytics"] = stock_dfl_decode
     calls = {

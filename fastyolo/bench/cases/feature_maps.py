@@ -168,7 +168,7 @@ def _copy(target: Tensor, x: Tensor) -> Call:
 
 def _sppf_block(inputs: Inputs, batch: int, layout: torch.memory_format) -> Case:
     """YOLOv8n's whole block as it predicts: 1x1 convolution, pools, concatenation, 1x1 convolution."""
-    from fastyolo.integrations.ultralytics import stock_sppf
+    from fastyolo.integrations.ultralytics.stock import stock_sppf
 
     stock = stock_sppf().to(inputs.device, inputs.dtype, memory_format=layout)
     fused = FusedSPPF(stock)

@@ -48,7 +48,7 @@ def _decode_nms(inputs: Inputs, batch: int, *, conf: float, multi_label: bool) -
         centres, extents = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
         predictions = torch.cat((centres, extents, logits.sigmoid()), 2).transpose(1, 2)
         if "ultralytics" in calls:
-            from fastyolo.integrations.ultralytics import stock_nms
+            from fastyolo.integrations.ultralytics.stock import stock_nms
 
             peers = stock_nms(predictions, conf=conf, iou=iou, max_det=max_det, multi_label=multi_label)
         else:
@@ -81,7 +81,7 @@ def _rows(found: ops.Detections) -> list[Tensor]:
 
 
 def _stock_detection(maps: Maps, conf: float, iou: float, max_det: int, multi_label: bool) -> Call:
-    from fastyolo.integrations.ultralytics import stock_nms, stock_predictions
+    from fastyolo.integrations.ultralytics.stock import stock_nms, stock_predictions
 
     decode = stock_predictions(*maps, STRIDES)
     return lambda: stock_nms(decode(), conf=conf, iou=iou, max_det=max_det, multi_label=multi_label)

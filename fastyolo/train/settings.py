@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What fastyolo's training adds to ultralytics' arguments."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+CLS_LOSSES = ("bce", "focal", "varifocal")
+KD_CLS_LOSSES = ("bce", "kl")
+KD_MASKS = ("confidence", "positives", "all")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a training run beyond ultralytics' own; as they are by default, the run is ultralytics'.
+
+    They stand beside ultralytics' arguments in presets, configuration files, `--set`, args.yaml and checkpoints, so no
+    name is one of ultralytics'. Distillation begins with ultralytics' argument `distill_model`, the teacher.
+
+    Attributes:
+        kd_cls: weight of the class term of distillation.
+        kd_cls_loss: "bce", per class, as YOLOv8 scores them; or "kl", of the softmax over the classes.
+        kd_cls_temperature: divides the class logits of both models.
+        kd_box: weight of the box term, the KL divergence of the distance distributions of each side.
+        kd_box_temperature: divides the logits of the distance bins of both models.
+        kd_feat: weight of the feature term, between the maps that enter the heads.
+        kd_mask: where the class and box terms count: "confidence", by the teacher's best score; "positives", where an
+            object is assigned; "all", everywhere alike.
+        kd_min_confidence: teacher's scores below it count as 0 in the mask "confidence".
+        kd_ramp_epochs: epochs over which the three weights rise from 0.
+        kd_labels: False leaves the ground truth out, so that the teacher is all there is to learn from.
+        tal_topk: anchors that the task-aligned assigner gives an object.
+        tal_alpha: exponent of the class score in its metric.
+        tal_beta: exponent of the IoU in its metric.
+        tal_radius: an anchor is a candidate only within this many strides of the object's centre, in x and in y; 0: all
+            of the object's box.
+        cls_loss: "bce", "focal" (https://arxiv.org/abs/1708.02002) or "varifocal" (https://arxiv.org/abs/2008.13367).
+        cls_gamma: focusing exponent of the focal and varifocal losses.
+        cls_alpha: weight of the positives in the focal loss (0: no weights), of the negatives in the varifocal loss.
+        label_smoothing: share of a positive's target that is spread over all classes.
+        class_weights: weight of each class in the class loss. ultralytics' `cls_pw` takes them from the counts instead.
+        head_lr: the head's learning rate as a multiple of that of the rest.
+        freeze_backbone: keep the backbone's parameters and statistics as they are.
+        report_epochs: epochs after which the loss terms are compared and gains suggested; 0: never.
+    """
+
+    kd_cls: float = 1.0
+    kd_cls_loss: str = "bce"
+    kd_cls_temperature: float = 1.0
+    kd_box: float = 1.0
+    kd_box_temperature: float = 1.0
+    kd_feat: float = 1.0
+    kd_mask: str = "confidence"
+    kd_min_confidence: float = 0.05
+    kd_ramp_epochs: float = 0.0
+    kd_labels: bool = True
+    tal_topk: int = 10
+    tal_alpha: float = 0.5
+    tal_beta: float = 6.0
+    tal_radius: float = 0.0
+    cls_loss: str = "bce"
+    cls_gamma: float = 2.0
+    cls_alpha: float = 0.75
+    label_smoothing: float = 0.0
+    class_weights: Sequence[float] | None = None
+    head_lr: float = 1.0
+    freeze_backbone: bool = False
+    report_epochs: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("kd_cls", "kd_box", "kd_feat", "kd_ramp_epochs", "tal_alpha", "tal_beta", "tal_radius"):
+            self._require(name, "a number that is 0 or more", self._is_number(name) and getattr(self, name) >= 0)
+        for name in ("kd_cls_temperature", "kd_box_temperature", "head_lr"):
+            self._require(name, "a number above 0", self._is_number(name) and getattr(self, name) > 0)
+        for name in ("kd_min_confidence", "cls_alpha", "label_smoothing"):
+            self._require(name, "a number in [0, 1]", self._is_number(name) and 0 <= getattr(self, name) <= 1)
+        self._require("cls_gamma", "a number that is 0 or more", self._is_number("cls_gamma") and self.cls_gamma >= 0)
+        for name, choices in (("kd_cls_loss", KD_CLS_LOSSES), ("kd_mask", KD_MASKS), ("cls_loss", CLS_LOSSES)):
+            self._require(name, f"one of {', '.join(choices)}", getattr(self, name) in choices)
+        for name in ("kd_labels", "freeze_backbone"):
+            self._require(name, "true or false", isinstance(getattr(self, name), bool))
+        for name, least in (("tal_topk", 1), ("report_epochs", 0)):
+            value = getattr(self, name)
+            self._require(name, f"an integer of at least {least}", type(value) is int and value >= least)
+        weights = self.class_weights
+        if weights is not None:
+            numbers = isinstance(weights, (list, tuple)) and all(type(w) in (int, float) and w >= 0 for w in weights)
+            self._require("class_weights", "a list of a weight of 0 or more for each class", numbers)
+
+    def _is_number(self, name: str) -> bool:
+        value = getattr(self, name)
+        return type(value) in (int, float) and math.isfinite(value)
+
+    def _require(self, name: str, expected: str, holds: bool) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML holds them."""
+        return asdict(self)
+
+
+NAMES = frozenset(field.name for field in fields(Settings))
+
+
+def split(arguments: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """The settings among `arguments`, and the others, which are ultralytics'.
+
+    Raises:
+        ValueError: a setting has a value that it cannot have.
+    """
+    ours = {name: value for name, value in arguments.items() if name in NAMES}
+    return Settings(**ours), {name: value for name, value in arguments.items() if name not in NAMES}
+
+
+def unknown_name(name: str, known: Sequence[str]) -> str:
+    """One sentence for a name that is in neither list; `known` are ultralytics' names."""
+    nearest = difflib.get_close_matches(name, [*NAMES, *known], 1)
+    return f"there is no training argument {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ".")
