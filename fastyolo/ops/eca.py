@@ -46,8 +46,8 @@ def _eca_backward_fake(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tenso
     return concatenated(x), weight.new_empty(weight.shape)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _save_for_backward(ctx: Any, output: Tensor) -> None:
+    ctx.save_for_backward(*ctx.tensors)
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,5 +57,4 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
 
 torch.library.register_fake("fastyolo::eca", _eca_fake)
 torch.library.register_fake("fastyolo::eca_backward", _eca_backward_fake)
-torch.library.register_autograd("fastyolo::eca", _backward, setup_context=_save_for_backward)
-_library.refuse_second_derivative("eca")
+_library.register_autograd("eca", _backward, _save_for_backward)

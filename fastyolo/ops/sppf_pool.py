@@ -49,19 +49,16 @@ def _sppf_pool_backward_fake(grad_out: Tensor, x: Tensor, *, kernel_size: int) -
     return concatenated(x)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+def _save_for_backward(ctx: Any, output: Tensor) -> None:
     ctx.save_for_backward(output)
-    ctx.settings = keyword_only_inputs
 
 
-def _backward(ctx: Any, grad_out: Tensor) -> Tensor:
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor]:
     (out,) = ctx.saved_tensors
     x = out[:, : out.shape[1] // _OUTPUTS]
-    grad_x: Tensor = torch.ops.fastyolo.sppf_pool_backward.default(grad_out, x, **ctx.settings)
-    return grad_x
+    return (torch.ops.fastyolo.sppf_pool_backward.default(grad_out, x, **ctx.settings),)
 
 
 torch.library.register_fake("fastyolo::sppf_pool", _sppf_pool_fake)
 torch.library.register_fake("fastyolo::sppf_pool_backward", _sppf_pool_backward_fake)
-torch.library.register_autograd("fastyolo::sppf_pool", _backward, setup_context=_save_for_backward)
-_library.refuse_second_derivative("sppf_pool")
+_library.register_autograd("sppf_pool", _backward, _save_for_backward)
