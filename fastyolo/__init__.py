@@ -8,7 +8,10 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from fastyolo._post_import import when_imported
 
 __version__ = "0.1.0"
 
@@ -57,3 +60,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _register_models(tasks: ModuleType) -> None:
+    importlib.import_module("fastyolo.integrations.ultralytics.models").register(tasks)
+
+
+# So that ultralytics knows our modules and model files whichever of the two is imported first. A checkpoint that holds
+# our modules imports fastyolo by itself.
+when_imported("ultralytics.nn.tasks", _register_models)

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fastyolo import ops, reference
-from fastyolo.nn import DWSPPF, ECA, FusedSPPF, standard
+from fastyolo.nn import DWSPPF, ECA, GELAN, Conv, DSConv, FusedSPPF, standard
 from fastyolo.nn.eca import eca_kernel_size
+from fastyolo.nn.export import Exportable
+from fastyolo.nn.gelan import round_up
 
-OPERATORS = {"ECA": "eca", "DWSPPF": "dw_sppf", "FusedSPPF": "sppf_pool"}
+OPERATORS = {"ECA": "eca", "DWSPPF": "dw_sppf", "FusedSPPF": "sppf_pool", "GELAN": "eca"}
 
 
 class StockConv(nn.Module):
@@ -59,6 +61,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "ECA": lambda: ECA(8),
     "DWSPPF": lambda: DWSPPF(8, 6),
     "FusedSPPF": lambda: FusedSPPF(StockSPPF(8, 6)),
+    "GELAN": lambda: GELAN(8, 16, n=2, shortcut=True),
 }
 
 
@@ -66,14 +69,17 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 def module(request: pytest.FixtureRequest) -> nn.Module:
     """Each of the modules, with normalisations that have seen something."""
     torch.manual_seed(0)
-    built = MODULES[request.param]()
-    for norm in built.modules():
+    return seasoned(MODULES[request.param]())
+
+
+def seasoned(module: nn.Module) -> nn.Module:
+    for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.running_mean, -1, 1)
             nn.init.uniform_(norm.running_var, 0.5, 2)
             nn.init.uniform_(norm.weight, 0.5, 2)
             nn.init.uniform_(norm.bias, -1, 1)
-    return built.eval()
+    return module.eval()
 
 
 def feature_map(batch: int = 2, channels: int = 8, height: int = 9, width: int = 11) -> Tensor:
@@ -81,6 +87,95 @@ def feature_map(batch: int = 2, channels: int = 8, height: int = 9, width: int =
 
 
 # ---- what each of them computes
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"k": 3}, {"k": 5, "s": 2}, {"k": 3, "s": 2, "groups": 4}, {"k": 3, "act": False}], ids=str
+)
+def test_conv_is_a_convolution_with_normalisation_and_silu(settings):
+    torch.manual_seed(0)
+    module, x = seasoned(Conv(8, 12, **settings)), feature_map()
+    assert list(module.state_dict()) == ["conv.weight", *(f"bn.{name}" for name in nn.BatchNorm2d(1).state_dict())]
+    k, bn = settings.get("k", 1), module.bn
+    y = nn.functional.conv2d(
+        x, module.conv.weight, stride=settings.get("s", 1), padding=k // 2, groups=settings.get("groups", 1)
+    )
+    y = nn.functional.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=1e-3)
+    expected = y if settings.get("act") is False else y * y.sigmoid()
+    torch.testing.assert_close(module(x), expected)
+    module.fuse()
+    module.fuse()
+    assert list(module.state_dict()) == ["conv.weight", "conv.bias"]
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_ds_conv_is_depthwise_then_pointwise():
+    torch.manual_seed(0)
+    module, x = seasoned(DSConv(8, 12, 5, 2)), feature_map()
+    depthwise = module.depthwise.bn(nn.functional.conv2d(x, module.conv.weight, stride=2, padding=2, groups=8))
+    expected = nn.functional.silu(module.pointwise.bn(module.pointwise.conv(depthwise)))
+    assert expected.shape == (2, 12, 5, 6)
+    torch.testing.assert_close(module(x), expected)
+
+
+def gelan(module: GELAN, x: Tensor, *, shortcut: bool, shuffle: bool, context: bool, attention: bool) -> Tensor:
+    """The block as its docstring has it, in plain torch."""
+
+    def act(conv: Conv, x: Tensor) -> Tensor:
+        return nn.functional.silu(conv.bn(conv.conv(x)))
+
+    last = act(module.cv2, x)
+    maps = [act(module.cv1, x), last]
+    for i, conv in enumerate(module.m):
+        shuffled = nn.functional.channel_shuffle(last, conv.conv.groups) if shuffle and i > 0 else last
+        last = act(conv, shuffled) + (last if shortcut else 0)
+        maps.append(last)
+    if context:
+        _, reduce, _, expand, _ = module.context
+        maps[-1] = last * expand(reduce(last.mean((2, 3), keepdim=True)).relu()).sigmoid()
+    y = act(module.cv3, torch.cat(maps, 1))
+    return reference.eca(y, module.attention.weight) if attention else y
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize(("n", "g", "e"), [(1, 2, 0.375), (3, 2, 0.5), (2, 4, 1.0), (2, 1, 0.375)])
+@pytest.mark.parametrize("without", [None, "shuffle", "context", "attention"])
+def test_gelan_computes_what_it_says(without, n, g, e, shortcut):
+    torch.manual_seed(0)
+    parts = dict.fromkeys(("shuffle", "context", "attention"), True) | ({without: False} if without else {})
+    module, x = seasoned(GELAN(8, 20, n, shortcut, g, e, **parts)), feature_map()
+    assert module.cv1.conv.out_channels == module.cv2.conv.out_channels == {0.375: 8, 0.5: 16, 1.0: 24}[e]
+    torch.testing.assert_close(module(x), gelan(module, x, shortcut=shortcut, **parts))
+
+
+def test_each_switch_of_gelan_removes_its_part_alone():
+    whole = set(GELAN(8, 16, n=2).state_dict())
+    removed = {name: whole - set(GELAN(8, 16, n=2, **{name: False}).state_dict()) for name in ("context", "attention")}
+    assert removed == {
+        "context": {"context.1.weight", "context.1.bias", "context.3.weight", "context.3.bias"},
+        "attention": {"attention.weight"},
+    }
+    torch.manual_seed(0)
+    shuffled = seasoned(GELAN(8, 16, n=2))
+    plain = GELAN(8, 16, n=2, shuffle=False).eval()
+    plain.load_state_dict(shuffled.state_dict())
+    assert not torch.allclose(plain(feature_map()), shuffled(feature_map()))
+
+
+def test_gelan_has_the_gradients_of_its_formula():
+    torch.manual_seed(0)
+    module = seasoned(GELAN(2, 4, n=2, shortcut=True)).double()
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+
+    def call(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(call, (x, *parameters), fast_mode=True)
+
+
+def test_channels_are_rounded_up():
+    assert [round_up(channels) for channels in (0.1, 8, 8.01, 24.0, 36.0)] == [8, 8, 16, 24, 40]
 
 
 def test_eca_computes_its_operator():
@@ -191,6 +286,14 @@ def test_fused_sppf_shares_what_it_is_made_from():
             lambda: DWSPPF(8, 8, activation="gelu"),
             "activation must be one of identity, relu, silu, got 'gelu'",
         ),
+        (lambda: Conv(8, 8, 2), "k must be odd, got 2"),
+        (lambda: Conv(8, 8, groups=3), "groups must divide c1 and c2, got 3 for 8 and 8 channels"),
+        (lambda: Conv(8, 12, groups=8), "groups must divide c1 and c2, got 8 for 8 and 12 channels"),
+        (lambda: Conv(8, 8, groups=0), "groups must divide c1 and c2, got 0 for 8 and 8 channels"),
+        (lambda: GELAN(8, 8, n=0), "n must be at least 1, got 0"),
+        (lambda: GELAN(8, 8, e=0), "e must be above 0, got 0"),
+        (lambda: GELAN(8, 64, g=5), "g must divide the 24 channels of the chained convolutions, got 5"),
+        (lambda: GELAN(8, 64, g=0), "g must divide the 24 channels of the chained convolutions, got 0"),
     ],
 )
 def test_wrong_arguments(build, message):
@@ -261,10 +364,16 @@ def test_training_step_in_mixed_precision(module):
     assert x.grad.abs().max() > 0
 
 
+def use_standard_operators(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, Exportable):
+            part.export = True
+
+
 def test_standard_operators_compute_the_same(module):
     x = feature_map()
     expected = module(x)
-    module.export = True
+    use_standard_operators(module)
     torch.testing.assert_close(module(x), expected)
 
 
@@ -277,7 +386,7 @@ def targets(module: nn.Module, x: Tensor) -> set[str]:
 def test_torch_export_keeps_the_operator_unless_told_not_to(module):
     operator = f"fastyolo.{OPERATORS[type(module).__name__]}.default"
     assert operator in targets(module, feature_map())
-    module.export = True
+    use_standard_operators(module)
     assert not any(target.startswith("fastyolo") for target in targets(module, feature_map()))
 
 
@@ -312,7 +421,8 @@ def test_onnx_holds_standard_operators(module):
     model = onnx.load_from_string(file.getvalue())
     assert {node.domain for node in model.graph.node} == {""}
     kinds = {node.op_type for node in model.graph.node}
-    assert {"ECA": "ReduceMean", "DWSPPF": "Conv", "FusedSPPF": "MaxPool"}[type(module).__name__] in kinds
+    own = {"ECA": "ReduceMean", "DWSPPF": "Conv", "FusedSPPF": "MaxPool", "GELAN": "GlobalAveragePool"}
+    assert own[type(module).__name__] in kinds
     assert "BatchNormalization" not in kinds  # folded
     for x in (feature_map(), feature_map(batch=3)):
         (y,) = reference_evaluator(model).run(None, {"x": x.numpy()})

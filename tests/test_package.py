@@ -60,7 +60,8 @@ def import_copy(folder: Path, compiled: str | None) -> str:
     """Imports a copy of the package with `compiled` as its library; what it printed last on stderr."""
     package = folder / "fastyolo"
     package.mkdir()
-    shutil.copy(ROOT / "fastyolo" / "__init__.py", package)
+    for name in ("__init__.py", "_post_import.py"):
+        shutil.copy(ROOT / "fastyolo" / name, package)
     if compiled is not None:
         (package / "_C.py").write_text(compiled)
     # Without site-packages, or the installed package would be found instead.
@@ -172,7 +173,7 @@ def test_the_wheel_holds_the_package_and_works(source, path_without_nvcc, tmp_pa
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastyolo").rglob("*") if path.is_file()}
-    sources = {name for name in sources if name.endswith((".py", ".pyi", "/py.typed"))}
+    sources = {name for name in sources if name.endswith((".py", ".pyi", ".yaml", "/py.typed"))}
     info = f"fastyolo-{fastyolo.__version__}.dist-info"
     facts = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
     licences = {f"{info}/licenses/{name}" for name in ("LICENSE", "csrc/LICENSE")}

@@ -39,7 +39,7 @@ from fastyolo import ops
 from fastyolo.integrations.ultralytics import acceleration as integration
 from fastyolo.nn import FusedSPPF
 
-MODELS = ("yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n")
+MODELS = ("yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n", "yolov8n-fast")
 SIZE = 160
 PHOTOGRAPHS = sorted(str(path) for path in ASSETS.glob("*.jpg"))
 
@@ -389,7 +389,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 def test_sppf_of_every_model_pools_in_one_operator(models, pools, name):
     model = models(name)
     blocks = [module for module in model.model.modules() if isinstance(module, SPPF)]
-    assert len(blocks) == (0 if name in ("yolov9t", "yolo12n") else 1)
+    assert len(blocks) == (0 if name in ("yolov9t", "yolo12n", "yolov8n-fast") else 1)
     predict(fastyolo.accelerate(model), PHOTOGRAPHS[0])
     assert len(pools) == len(blocks)
 
@@ -699,13 +699,13 @@ def test_cuda(pair, calls, settings):
         assert abs(len(mine.boxes) - len(theirs.boxes)) <= 0.1 * len(theirs.boxes)
 
 
-ACCURACY = str(Path(__file__).parent.parent / "bench" / "accuracy.py")
+ACCURACY = str(Path(__file__).parent.parent / "bench" / "accuracy" / "agreement.py")
 IMAGES = 32
 
 
 @pytest.fixture
 def coco(data: Path, tmp_path: Path) -> SimpleNamespace:
-    """The arguments of bench/accuracy.py for the first images of coco128-val, beside which ultralytics may write."""
+    """Arguments of bench/accuracy/agreement.py for the first images of coco128-val, which ultralytics may write to."""
     source = data / "coco128-val"
     images = sorted((source / "images").glob("*.jpg"))[:IMAGES]
     for kind in ("images", "labels"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""1x1 convolution, batch normalisation and SiLU."""
+"""Convolutions with batch normalisation and SiLU, whole and depthwise separable."""
 
 from __future__ import annotations
 
@@ -7,20 +7,36 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-class PointwiseConv(nn.Module):
-    """x [B, c1, H, W] -> SiLU(batch_norm(1x1 convolution of x)) [B, c2, H, W].
+class Conv(nn.Module):
+    """x [B, c1, H, W] -> SiLU(batch_norm(convolution of x)) [B, c2, ceil(H / s), ceil(W / s)].
 
     Its parameters have the names that ultralytics' Conv gives them, and its batch normalisation has the constants that
     ultralytics sets, so weights can be passed from one to the other.
+
+    Args:
+        c1: channels of x.
+        c2: channels of the result.
+        k: side of the filters, odd.
+        s: stride.
+        groups: groups of channels that are convolved apart from each other, a divisor of c1 and c2.
+        act: False leaves the SiLU out.
+
+    Raises:
+        ValueError: k is even, or groups does not divide c1 and c2.
     """
 
     bn: nn.Module
+    act: nn.Module
 
-    def __init__(self, c1: int, c2: int) -> None:
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, groups: int = 1, act: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c1, c2, 1, bias=False)
+        if k % 2 == 0:
+            raise ValueError(f"k must be odd, got {k}")
+        if groups < 1 or c1 % groups or c2 % groups:
+            raise ValueError(f"groups must divide c1 and c2, got {groups} for {c1} and {c2} channels")
+        self.conv = nn.Conv2d(c1, c2, k, s, k // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(c2, eps=1e-3, momentum=0.03)
-        self.act = nn.SiLU()
+        self.act = nn.SiLU() if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.act(self.bn(self.conv(x)))
@@ -37,3 +53,32 @@ class PointwiseConv(nn.Module):
         if isinstance(self.bn, nn.BatchNorm2d):
             self.conv = fuse_conv_bn_eval(self.conv, self.bn)
             self.bn = nn.Identity()
+
+
+class DSConv(nn.Module):
+    """x [B, c1, H, W] -> [B, c2, ceil(H / s), ceil(W / s)]: a depthwise separable convolution.
+
+    A depthwise k x k convolution of stride s and a 1x1 convolution to c2 channels, with batch normalisation after both.
+    SiLU comes at the end only: Xception (https://arxiv.org/abs/1610.02357) learnt faster and better without an
+    activation between the two.
+
+    Args:
+        c1: channels of x.
+        c2: channels of the result.
+        k: side of the depthwise filters, odd.
+        s: stride.
+    """
+
+    def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1) -> None:
+        super().__init__()
+        self.depthwise = Conv(c1, c1, k, s, groups=c1, act=False)
+        self.pointwise = Conv(c1, c2)
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution that x enters: ultralytics reads from it how many channels a branch of a head takes."""
+        return self.depthwise.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.pointwise(self.depthwise(x))
+        return y

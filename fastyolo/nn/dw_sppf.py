@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastyolo.nn.conv import PointwiseConv
+from fastyolo.nn.conv import Conv
 from fastyolo.nn.export import Exportable
 
 STAGES = 3
@@ -53,12 +53,12 @@ class DWSPPF(Exportable):
         hidden = c1 // 2
         self.dilation = dilation
         self.activation = activation
-        self.cv1 = PointwiseConv(c1, hidden)
+        self.cv1 = Conv(c1, hidden)
         directions = torch.randn(STAGES, hidden, k, k)
         norms = torch.linalg.vector_norm(directions, dim=(2, 3), keepdim=True)
         self.weight = nn.Parameter(_GAINS[activation] * directions / norms)
         self.bias = nn.Parameter(torch.zeros(STAGES, hidden))
-        self.cv2 = PointwiseConv((STAGES + 1) * hidden, c2)
+        self.cv2 = Conv((STAGES + 1) * hidden, c2)
 
     def forward(self, x: Tensor) -> Tensor:
         stages = self._operators().dw_sppf(
