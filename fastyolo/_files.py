@@ -5,17 +5,29 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write `document` to `path` in one step: a reader sees the old file or the new one, never a part."""
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, for the caller to write, that takes its place in one step at the end.
+
+    A reader sees the old file or the new one, never a part; after an error, the old one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write `document` to `path` in one step."""
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

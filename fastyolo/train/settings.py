@@ -28,9 +28,9 @@ class Settings:
         kd_box: weight of the box term, the KL divergence of the distance distributions of each side.
         kd_box_temperature: divides the logits of the distance bins of both models.
         kd_feat: weight of the feature term, between the maps that enter the heads.
-        kd_mask: where the class and box terms count: "confidence", by the teacher's best score; "positives", where an
-            object is assigned; "all", everywhere alike.
-        kd_min_confidence: teacher's scores below it count as 0 in the mask "confidence".
+        kd_mask: where the class and box terms count: "confidence", by the teacher's best score, and in the class term by
+            the student's where that is higher; "positives", where an object is assigned; "all", everywhere alike.
+        kd_min_confidence: scores below it count as 0 in the mask "confidence".
         kd_ramp_epochs: epochs over which the three weights rise from 0.
         kd_labels: False leaves the ground truth out, so that the teacher is all there is to learn from.
         tal_topk: anchors that the task-aligned assigner gives an object.
@@ -46,6 +46,9 @@ class Settings:
         head_lr: the head's learning rate as a multiple of that of the rest.
         freeze_backbone: keep the backbone's parameters and statistics as they are.
         report_epochs: epochs after which the loss terms are compared and gains suggested; 0: never.
+        skip_bad_labels: leave out images that cannot be read and those with malformed labels, as ultralytics does;
+            False refuses the data set.
+        tensorboard: log the losses, metrics and learning rates for TensorBoard too.
     """
 
     kd_cls: float = 1.0
@@ -70,30 +73,29 @@ class Settings:
     head_lr: float = 1.0
     freeze_backbone: bool = False
     report_epochs: int = 3
+    skip_bad_labels: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("kd_cls", "kd_box", "kd_feat", "kd_ramp_epochs", "tal_alpha", "tal_beta", "tal_radius"):
-            self._require(name, "a number that is 0 or more", self._is_number(name) and getattr(self, name) >= 0)
+        distillation = ("kd_cls", "kd_box", "kd_feat", "kd_ramp_epochs")
+        assigner = ("tal_alpha", "tal_beta", "tal_radius")
+        for name in (*distillation, *assigner, "cls_gamma"):
+            self._require(name, "a number that is 0 or more", _is_number(value := getattr(self, name)) and value >= 0)
         for name in ("kd_cls_temperature", "kd_box_temperature", "head_lr"):
-            self._require(name, "a number above 0", self._is_number(name) and getattr(self, name) > 0)
+            self._require(name, "a number above 0", _is_number(value := getattr(self, name)) and value > 0)
         for name in ("kd_min_confidence", "cls_alpha", "label_smoothing"):
-            self._require(name, "a number in [0, 1]", self._is_number(name) and 0 <= getattr(self, name) <= 1)
-        self._require("cls_gamma", "a number that is 0 or more", self._is_number("cls_gamma") and self.cls_gamma >= 0)
+            self._require(name, "a number in [0, 1]", _is_number(value := getattr(self, name)) and 0 <= value <= 1)
         for name, choices in (("kd_cls_loss", KD_CLS_LOSSES), ("kd_mask", KD_MASKS), ("cls_loss", CLS_LOSSES)):
             self._require(name, f"one of {', '.join(choices)}", getattr(self, name) in choices)
-        for name in ("kd_labels", "freeze_backbone"):
+        for name in ("kd_labels", "freeze_backbone", "skip_bad_labels", "tensorboard"):
             self._require(name, "true or false", isinstance(getattr(self, name), bool))
         for name, least in (("tal_topk", 1), ("report_epochs", 0)):
             value = getattr(self, name)
             self._require(name, f"an integer of at least {least}", type(value) is int and value >= least)
         weights = self.class_weights
         if weights is not None:
-            numbers = isinstance(weights, (list, tuple)) and all(type(w) in (int, float) and w >= 0 for w in weights)
-            self._require("class_weights", "a list of a weight of 0 or more for each class", numbers)
-
-    def _is_number(self, name: str) -> bool:
-        value = getattr(self, name)
-        return type(value) in (int, float) and math.isfinite(value)
+            holds = isinstance(weights, (list, tuple)) and all(_is_number(weight) and weight >= 0 for weight in weights)
+            self._require("class_weights", "a list of a weight of 0 or more for each class", holds)
 
     def _require(self, name: str, expected: str, holds: bool) -> None:
         if not holds:
@@ -102,6 +104,10 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML holds them."""
         return asdict(self)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 NAMES = frozenset(field.name for field in fields(Settings))
@@ -118,6 +124,6 @@ def split(arguments: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
 
 
 def unknown_name(name: str, known: Sequence[str]) -> str:
-    """One sentence for a name that is in neither list; `known` are ultralytics' names."""
+    """One sentence for a name that is neither a setting nor one of `known`, ultralytics' arguments."""
     nearest = difflib.get_close_matches(name, [*NAMES, *known], 1)
-    return f"there is no training argument {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ".")
+    return f"There is no training argument {name!r}" + (f"; the nearest is {nearest[0]!r}." if nearest else ".")

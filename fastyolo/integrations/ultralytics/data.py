@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Data sets as ultralytics reads them, with a refusal in one sentence where it warns and leaves images out.
+
+ultralytics looks at every image and label file once and keeps what it finds in a *.cache file beside the labels. The
+checks here read nothing but its result, and of what it left out the first file, to say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from PIL import UnidentifiedImageError
+from ultralytics.data import build
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.data.utils import IMG_FORMATS, check_image, verify_image_label
+
+__all__ = ["CheckedDataset", "build_dataset", "reading"]
+
+# ultralytics takes coordinates that are so far beyond the image's border.
+TOLERANCE = 0.01
+
+
+@contextmanager
+def reading(data: str | Path | None) -> Iterator[None]:
+    """Turn the failures of a trainer's get_dataset(), of several lines with emojis, into one sentence.
+
+    Raises:
+        ValueError: the description of the data set `data` is missing, or is not as ultralytics expects it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if error.__cause__ is None:
+            raise
+        raise ValueError(f"The data set {str(data)!r} cannot be used: {_clause(error.__cause__)}.") from error
+
+
+def _clause(error: BaseException) -> str:
+    lines = [re.sub("[❌✅⚠\ufe0f]", "", line).strip(" .") for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith(("Note dataset download", "See https")))
+
+
+class CheckedDataset(YOLODataset):
+    """A YOLODataset that refuses a split without images or objects, and one with files that cannot be used.
+
+    Files of the latter kind are images that cannot be read, and labels that are malformed, of a class that the data
+    set does not have, or outside the image; `hyp.skip_bad_labels` leaves them out instead, as ultralytics does.
+
+    Raises:
+        FileNotFoundError: the split has no images.
+        ValueError: as above.
+    """
+
+    def __init__(self, *, hyp: Any, augment: bool, **arguments: Any) -> None:
+        self._split = "train" if augment else hyp.split
+        self._skip_bad_labels = bool(getattr(hyp, "skip_bad_labels", False))
+        super().__init__(hyp=hyp, augment=augment, **arguments)
+
+    def get_img_files(self, img_path: str | list[str]) -> list[str]:
+        places = [Path(place) for place in (img_path if isinstance(img_path, list) else [img_path])]
+        if missing := [place for place in places if not place.exists()]:
+            raise FileNotFoundError(
+                f"The data set's split {self._split!r} is missing: {missing[0]} does not exist; correct the path in "
+                f"its YAML file."
+            )
+        try:
+            return super().get_img_files(img_path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"The data set's split {self._split!r} has no images: found no file in {', '.join(map(str, places))} "
+                f"that ends in {', '.join(sorted(IMG_FORMATS))}."
+            ) from error
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        files = self.im_files
+        try:
+            labels = super().get_labels()
+        except RuntimeError:  # none of the files can be used
+            labels = []
+        except ValueError:  # there is no label file
+            raise self._without_objects(files) from None
+        used = {label["im_file"] for label in labels}
+        refused = [file for file in files if file not in used]
+        if refused and not (self._skip_bad_labels and used):
+            raise ValueError(
+                f"{len(refused):,} of {len(files):,} images of the data set's split {self._split!r} cannot be used, "
+                f"first {self._why_refused(refused[0], files)}; correct them, or leave such images out with "
+                f"skip_bad_labels=true."
+            )
+        if not any(len(label["cls"]) for label in labels) and not (self._skip_bad_labels and not self.augment):
+            raise self._without_objects(files)
+        return labels
+
+    def _without_objects(self, files: list[str]) -> ValueError:
+        return ValueError(
+            f"None of the {len(files):,} images of the data set's split {self._split!r} has an object: expected files "
+            f"like {self.get_label_files()[0]} with a line of class, x, y, width and height for each object."
+        )
+
+    def _why_refused(self, image: str, files: list[str]) -> str:
+        """The file, the line and what was expected of it, as a clause."""
+        try:
+            check_image(image)
+        except (UnidentifiedImageError, ModuleNotFoundError):  # the latter of a reader of rare formats, the last resort
+            return f"{image}, which is not an image"
+        except Exception as error:  # whatever the readers of the many formats raise
+            return f"{image}, which cannot be read: {_clause(error)}"
+        labels = self.label_files[files.index(image)]
+        classes = None if self.single_cls else len(self.data["names"])
+        with Path(labels).open(encoding="utf-8-sig", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip() and (reason := _why_malformed(line.split(), classes)):
+                    return f"{labels}, line {number}: {reason}"
+        *_, message = verify_image_label((image, labels, "", False, classes or 1, 0, 0, self.single_cls))
+        return f"{labels}: {message.partition('ignoring corrupt image/label: ')[2]}"
+
+
+def _why_malformed(words: list[str], classes: int | None) -> str | None:
+    """What ultralytics holds against a line of a label file, a box or a polygon, as a clause, or None."""
+    polygon = len(words) > 6
+    if len(words) != 5 and not (polygon and len(words) % 2):
+        return f"expected 5 numbers, class, x, y, width and height, got {len(words)}"
+    try:
+        label, *coordinates = map(float, words)
+    except ValueError:
+        return f"expected numbers, got {' '.join(words)!r}"
+    if not (label >= 0 and label.is_integer() and (classes is None or label < classes)):
+        expected = "0 or more" if classes is None else f"one of the data set's, 0 to {classes - 1}"
+        return f"expected a class that is {expected}, got {words[0]}"
+    sizes = [] if polygon else coordinates[2:]
+    bad = [value for value in coordinates if not -TOLERANCE <= value <= 1 + TOLERANCE]
+    bad += [value for value in sizes if value < 0]
+    if bad:
+        return f"expected coordinates in [0, 1], as shares of the image's width and height, got {bad[0]:g}"
+    return None
+
+
+build_dataset = FunctionType(
+    build.build_yolo_dataset.__code__,
+    {**vars(build), "YOLODataset": CheckedDataset},
+    argdefs=build.build_yolo_dataset.__defaults__,
+)
+"""ultralytics' build_yolo_dataset(args, img_path, batch, data, mode, rect, stride) with `CheckedDataset` for boxes."""

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Training runs: their arguments, ultralytics' own beside fastyolo's settings; what can be resumed; their results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ultralytics.cfg import get_cfg
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.nn.tasks import guess_model_task, load_checkpoint, yaml_model_load
+from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils.patches import torch_load
+
+from fastyolo.train import settings
+
+__all__ = ["NAMES", "RESUMABLE", "check_model", "check_names", "check_resumable", "check_values", "metrics"]
+
+# ultralytics' arguments; the two that its default.yaml does not list are those that its check of names lets pass.
+NAMES = frozenset(DEFAULT_CFG_DICT) | {"augmentations", "save_dir"}
+
+# What BaseTrainer.check_resume lets a resumed run change.
+RESUMABLE = frozenset(
+    {
+        *("augmentations", "batch", "cache", "channels_last", "close_mosaic", "data", "device", "distill_model"),
+        *("freeze", "imgsz", "patience", "plots", "save_dir", "save_period", "time", "val", "workers"),
+    }
+)
+
+# Those of BaseTrainer.build_optimizer.
+_OPTIMIZERS = ("auto", "Adam", "Adamax", "AdamW", "MuSGD", "NAdam", "RAdam", "RMSprop", "SGD")
+
+_METRICS = {
+    "mAP50-95": "metrics/mAP50-95(B)",
+    "mAP50": "metrics/mAP50(B)",
+    "precision": "metrics/precision(B)",
+    "recall": "metrics/recall(B)",
+}
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names that are neither ultralytics' arguments nor fastyolo's settings.
+
+    Raises:
+        ValueError: in one sentence, with the nearest name.
+    """
+    for name in names:
+        if name not in NAMES and name not in settings.NAMES:
+            raise ValueError(settings.unknown_name(str(name), sorted(NAMES)))
+
+
+def check_values(arguments: Mapping[str, Any]) -> None:
+    """Refuse values that ultralytics' arguments or fastyolo's settings cannot have, before a run is begun with them.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    ours, theirs = settings.split(arguments)
+    try:
+        get_cfg(dict(DEFAULT_CFG_DICT), theirs)
+    except (TypeError, ValueError) as error:
+        clauses = re.split(r"(?<!i\.e)\. ", str(error).rstrip("."))
+        raise ValueError("; ".join(clause[0].lower() + clause[1:] for clause in clauses) + ".") from error
+    if (optimizer := str(theirs.get("optimizer", "auto"))).lower() not in map(str.lower, _OPTIMIZERS):
+        raise ValueError(f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}.")
+    from_scratch = _is_yaml(str(arguments.get("model", "")))
+    if ours.freeze_backbone and from_scratch and not isinstance(arguments.get("pretrained"), str):
+        raise ValueError(
+            f"freeze_backbone needs a trained backbone, and {arguments['model']!r} starts from nothing; pass a "
+            f"checkpoint as model or pretrained, or set freeze_backbone=false."
+        )
+
+
+def check_model(file: str) -> None:
+    """Refuse a model that is not there, or not a detector.
+
+    Raises:
+        FileNotFoundError: it is neither on this machine nor ultralytics' to download.
+        ValueError: it is for another task.
+    """
+    try:
+        task = guess_model_task(yaml_model_load(file)) if _is_yaml(file) else load_checkpoint(file)[0].task
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"The model {file!r} is not on this machine and cannot be downloaded; pass a model's YAML file, such as "
+            f"yolov8s-fast.yaml, or a checkpoint."
+        ) from error
+    if task not in ("detect", None):  # None: a head that ultralytics does not know
+        raise ValueError(f"{file!r} is a model for the task {task!r}; pass one for detection.")
+
+
+def _is_yaml(file: str) -> bool:
+    return file.endswith((".yaml", ".yml"))
+
+
+def check_resumable(checkpoint: Path) -> None:
+    """Refuse a file that is not the last.pt of an unfinished run.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    try:
+        content = torch_load(checkpoint, map_location="cpu", weights_only=False)
+        unfinished = content["optimizer"] is not None
+    except Exception as error:  # unpickling a file of another kind raises whatever its bytes suggest
+        raise ValueError(
+            f"{checkpoint} is not a checkpoint of a training run; pass the run's weights/last.pt."
+        ) from error
+    if not unfinished:
+        raise ValueError(
+            f"The run of {checkpoint} is finished; to start a new run from its weights, pass it as the model instead."
+        )
+
+
+def metrics(trainer: BaseTrainer) -> dict[str, float]:
+    """Accuracy of a finished run's best checkpoint; from the file, where other processes did the training."""
+    values = trainer.metrics
+    if values is None:
+        values = torch_load(trainer.best, map_location="cpu", weights_only=False)["train_metrics"]
+    return {name: float(values[key]) for name, key in _METRICS.items()}

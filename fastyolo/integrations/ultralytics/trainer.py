@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""ultralytics' DetectionTrainer with fastyolo's settings, distillation, and checkpoints that a kill cannot damage.
+
+With the settings as they are by default, and without a teacher, it computes what DetectionTrainer computes. Where
+ultralytics has no method to override, `Trainer` rebinds a name in one of its modules for as long as a run lasts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from logging import LogRecord
+from pathlib import Path, PosixPath
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from ultralytics.cfg import cfg2dict, get_cfg
+from ultralytics.engine import trainer as engine
+from ultralytics.engine import validator as validation
+from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.models.yolo.detect import val as detection_validation
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE, IterableSimpleNamespace, autobatch
+from ultralytics.utils.torch_utils import TORCH_2_13, autocast, init_seeds, strip_optimizer, unwrap_model
+
+from fastyolo import _files
+from fastyolo.integrations.ultralytics.data import build_dataset, reading
+from fastyolo.integrations.ultralytics.distillation import LOSS_NAMES, Distillation, load_teacher
+from fastyolo.integrations.ultralytics.loss import DetectionLoss
+from fastyolo.integrations.ultralytics.models import transfer
+from fastyolo.train.distillation import ramp
+from fastyolo.train.report import loss_report
+from fastyolo.train.settings import NAMES, Settings, split
+
+__all__ = ["Trainer"]
+
+# What YOLO.train() gives beside `resume` in any case; ultralytics takes it from the checkpoint, or for a new path.
+_NO_CHANGE = frozenset({"data", "mode", "model", "pretrained", "resume"})
+
+# The share of a backbone that must be trained for it to be frozen; yolov8s-fast takes 37 % of its own from YOLOv8s.
+_FREEZABLE = 0.5
+
+# Settings of DetectionLoss, which cannot take the place of an end-to-end model's criterion.
+_CRITERION = ("tal_topk", "tal_alpha", "tal_beta", "tal_radius", "cls_loss", "label_smoothing", "class_weights")
+
+_trainers = itertools.count()
+
+
+class Trainer(DetectionTrainer):
+    """ultralytics' DetectionTrainer, whose `overrides` hold fastyolo's settings beside ultralytics' arguments.
+
+    The settings then stand in `args`, so that args.yaml, the checkpoints and the processes of a run on several GPUs
+    have them too. Beyond DetectionTrainer:
+
+    - `distill_model` is the teacher of a `Distillation`.
+    - On a CPU, amp="bf16" and channels_last=True have an effect, and torchrun may start several processes.
+    - Checkpoints are replaced in one step. `resume` goes on after a kill at any moment, with the checkpoint's settings
+      and, as with ultralytics, from the averaged weights. It derives new random seeds from the epoch, since the state
+      of the workers that load the images is out of reach.
+    - After `report_epochs` epochs, the log and loss_report.json tell which gains of the loss to change.
+
+    Attributes:
+        settings: fastyolo's settings of the run.
+
+    Raises:
+        ValueError: a setting has a value that it cannot have or contradicts another, or an argument given beside
+            `resume` differs from the checkpoint's.
+        ModuleNotFoundError: `tensorboard` is asked for, and its package is missing.
+    """
+
+    args: Any
+    model: Any
+    wdir: Path
+    last: Path
+    best: Path
+
+    def __init__(
+        self, cfg: Any = DEFAULT_CFG, overrides: Mapping[str, Any] | None = None, _callbacks: Any = None
+    ) -> None:
+        given = dict(overrides or {})
+        self.settings, _ = split({**cfg2dict(cfg), **given})
+        arguments = {name: value for name, value in given.items() if name not in NAMES}
+        self._given = {name: value for name, value in given.items() if name in NAMES}
+        folder = _SharedFolder() if WORLD_SIZE > 1 and not arguments.get("save_dir") else None
+        if folder and RANK > 0:
+            arguments["save_dir"] = folder.wait()
+        super().__init__(cfg, arguments, _callbacks)
+        if folder and RANK == 0:
+            folder.announce(self.save_dir)
+        self.wdir = _WeightsPath(self.wdir)
+        self.last, self.best = self.wdir / self.last.name, self.wdir / self.best.name
+        self._cpu_processes = WORLD_SIZE > 1 and self.device.type == "cpu"
+        self._trained_backbone = 1.0  # until a model is built here; one that is handed over was checked by who did
+        self._writer: Any = None
+        self._batches = 0  # of this epoch
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        with _rebound(engine, get_cfg=_get_cfg):
+            super().check_resume(overrides)
+        if self.resume:
+            self.settings, _ = split(vars(self.args))
+        vars(self.args).update(self.settings.as_dict())
+        if self.resume:
+            self._refuse_changes({**overrides, **self._given})
+        if self.settings.tensorboard:
+            _summary_writer()
+
+    def _refuse_changes(self, given: Mapping[str, Any]) -> None:
+        for name, value in given.items():
+            kept = getattr(self.args, name, None)  # already the given value, where ultralytics allows a change
+            if name not in _NO_CHANGE and value != kept:
+                raise ValueError(
+                    f"{name} must be left out beside resume or be the checkpoint's, {kept!r}, got {value!r}; start a "
+                    "new run to change it."
+                )
+
+    def get_dataset(self) -> dict[str, Any]:
+        with reading(self.args.data):
+            return super().get_dataset()
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=mode == "val", stride=stride)
+
+    def get_validator(self) -> DetectionValidator:
+        _, arguments = split(vars(self.args))  # a validator refuses names that are not ultralytics'
+        args = IterableSimpleNamespace(**arguments)
+        return DetectionValidator(self.test_loader, save_dir=self.save_dir, args=args, _callbacks=self.callbacks)
+
+    # The model
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> DetectionModel:
+        weights = _student(weights)
+        model = super().get_model(cfg, weights, verbose)
+        taken = transfer(model, weights) if weights else None
+        if taken and RANK in {-1, 0}:
+            LOGGER.info(f"{taken}.")
+        self._trained_backbone = taken.backbone if taken else 0.0
+        return model
+
+    def setup_model(self) -> dict[str, Any] | None:
+        """Build the student, unless it was handed over, and wrap it if there is a teacher.
+
+        Returns:
+            The checkpoint that the weights come from, or None.
+        """
+        with _rebound(engine, load_checkpoint=_load_student):
+            checkpoint = super().setup_model()
+        if self.resume:
+            init_seeds(self._seed(checkpoint), deterministic=self.args.deterministic)
+        self.model = self.model.to(self.device)
+        if self.settings.freeze_backbone:
+            self._freeze_backbone()
+        if self.args.distill_model is not None:
+            self._add_teacher()
+        if self.resume:
+            self._restore_adapters(checkpoint)
+        if self.device.type == "cpu" and self.args.channels_last:  # ultralytics converts it elsewhere
+            self.model = self.model.to(memory_format=torch.channels_last)
+        return checkpoint
+
+    def _seed(self, checkpoint: Mapping[str, Any]) -> int:
+        """Other random numbers than those of the first epochs; 1000, to stay clear of the other processes' seeds."""
+        return self.args.seed + 1 + RANK + 1000 * (checkpoint["epoch"] + 1)
+
+    def _freeze_backbone(self) -> None:
+        layers = len(self.model.yaml["backbone"])
+        if self.args.freeze not in (None, layers, list(range(layers))):
+            raise ValueError(
+                f"freeze must be left out or be {layers}, the length of the backbone, beside freeze_backbone, got "
+                f"{self.args.freeze!r}."
+            )
+        if self._trained_backbone < _FREEZABLE:
+            raise ValueError(
+                f"freeze_backbone needs a trained backbone, and {self._trained_backbone:.0%} of this one's parameters "
+                "come from a checkpoint; pass one of the same architecture as model or pretrained."
+            )
+        self.args.freeze = layers
+
+    def _add_teacher(self) -> None:
+        if self.args.quantize == 8:
+            raise ValueError(
+                "quantize must not be 8 beside distill_model; train with the teacher first, then quantise."
+            )
+        self.set_model_attributes()  # the classes, which a teacher's are compared with
+        teacher = load_teacher(self.args.distill_model, self.model)
+        if self.args.channels_last or (self.args.channels_last is None and self.device.type == "cuda"):
+            teacher = teacher.to(memory_format=torch.channels_last)
+        self.model = Distillation(self.model, teacher, self.settings)
+
+    def _restore_adapters(self, checkpoint: Mapping[str, Any]) -> None:
+        stored = checkpoint["ema"]
+        if isinstance(stored, DistillationModel) != isinstance(self.model, Distillation):
+            raise ValueError(
+                f"distill_model must be as in the run that resume goes on with, got {self.args.distill_model!r}; start "
+                "a new run to add a teacher or to drop it."
+            )
+        if isinstance(self.model, Distillation):
+            self.model.projector.load_state_dict(stored.projector.state_dict())
+
+    def set_class_weights(self) -> None:
+        """Give the student its criterion, here since ultralytics' class weights are part of it."""
+        super().set_class_weights()
+        student = _student(unwrap_model(self.model))
+        if getattr(student.model[-1], "one2one_cv2", None) is None:
+            student.criterion = DetectionLoss(student, self.settings)
+            return
+        default = Settings()
+        for name in _CRITERION:
+            if (value := getattr(self.settings, name)) != getattr(default, name):
+                raise ValueError(f"{name} must be left as it is for an end-to-end model, got {value!r}.")
+
+    # The optimizer
+
+    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Optimizer:
+        optimizer = super().build_optimizer(model, *args, **kwargs)
+        if self.settings.head_lr != 1:
+            head = {id(p) for p in _student(unwrap_model(model)).model[-1].parameters()}
+            _scale_learning_rate(optimizer, head, self.settings.head_lr)
+        return optimizer
+
+    # The loop
+
+    def _do_train(self) -> None:
+        with ExitStack() as run:
+            run.enter_context(_rebound(engine, autocast=_autocast, strip_optimizer=_strip_optimizer))
+            run.enter_context(_rebound(autobatch, autocast=_autocast))
+            if self._cpu_processes and not distributed.is_initialized():
+                distributed.init_process_group("gloo", rank=RANK, world_size=WORLD_SIZE)
+                run.callback(distributed.destroy_process_group)
+            try:
+                super()._do_train()
+            except _AllEpochsDone:
+                self._finish()
+            finally:
+                if self._writer:
+                    self._writer.close()
+
+    def _setup_train(self) -> None:
+        amp = self.args.amp
+        if self._cpu_processes and amp != "bf16":
+            self.args.amp = False  # what the first process finds out by itself, and tells the others only on GPUs
+        with _muted("'channels_last=True' is only supported on CUDA"):
+            super()._setup_train()
+        self.args.amp = amp
+        if self.settings.tensorboard and RANK in {-1, 0}:
+            self._writer = _summary_writer()(self.save_dir, purge_step=self.start_epoch + 1)
+
+    def _build_train_pipeline(self) -> None:
+        # ultralytics counts no devices among CPUs, so it leaves the model as it is until here, where it would follow.
+        if self._cpu_processes and not isinstance(self.model, DistributedDataParallel):
+            buffers: dict[str, Any] = {"forward_sync_buffers" if TORCH_2_13 else "broadcast_buffers": False}
+            self.model = DistributedDataParallel(self.model, find_unused_parameters=True, **buffers)
+            self.world_size = WORLD_SIZE
+        super()._build_train_pipeline()
+
+    def _model_train(self) -> None:
+        super()._model_train()
+        self._batches = 0
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        model = unwrap_model(self.model)
+        if isinstance(model, Distillation):
+            model.epoch = self.epoch + self._batches / len(self.train_loader)
+            self._batches += 1
+        return super().preprocess_batch(batch)
+
+    def save_metrics(self, metrics: dict[str, float]) -> None:
+        super().save_metrics(metrics)
+        epoch = self.epoch + 1
+        if self._writer:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, epoch)
+            self._writer.flush()
+        if epoch == self.settings.report_epochs:
+            self._report_losses()
+
+    def _report_losses(self) -> None:
+        """From results.csv, which a resumed run has in full."""
+        columns = {
+            name.removeprefix("train/").replace("l1_loss", "dfl").removesuffix("_loss"): map(float, values)
+            for name, values in self.read_results_csv().items()
+            if name.startswith("train/")
+        }
+        if LOSS_NAMES[0] in columns and not self.settings.kd_labels:  # the labels' terms are in the log, not the loss
+            columns = {name: columns[name] for name in LOSS_NAMES}
+        epochs = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        for epoch, terms in enumerate(epochs):
+            for name in terms.keys() & set(LOSS_NAMES):  # as they will be once their weights have risen
+                terms[name] /= ramp(epoch + 0.5, self.settings.kd_ramp_epochs)
+        report = loss_report(epochs, {name: getattr(self.args, name) for name in columns})
+        LOGGER.info(str(report))
+        _files.write_json(self.save_dir / "loss_report.json", report.as_dict())
+
+    def final_eval(self) -> None:
+        if not self._cpu_processes:
+            super().final_eval()
+        elif RANK == 0:
+            # ultralytics' validator looks for the GPU of its process; the first process validates as if alone.
+            alone = {"RANK": -1, "LOCAL_RANK": -1}
+            with _rebound(validation, **alone), _rebound(detection_validation, **alone):
+                images, batch = self.data[self.args.split], 2 * self.batch_size
+                self.validator.dataloader = self.get_dataloader(images, batch_size=batch, rank=-1, mode="val")
+                super().final_eval()
+        else:
+            distributed.barrier()  # the first process meets the others here once it has stripped the checkpoints
+
+    # Resuming
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        if not self.resume or ckpt is None:
+            return super().resume_training(ckpt)
+        epochs = ckpt["epoch"] + 1
+        if epochs == 0:
+            raise ValueError(f"resume must be a checkpoint of an unfinished run, and {self.args.model} is final.")
+        if RANK in {-1, 0}:
+            self._restore_files(ckpt)
+        if epochs < self.epochs:
+            super().resume_training(ckpt)
+        else:
+            self._load_checkpoint_state(ckpt)
+            self.start_epoch = epochs
+        fitness = (ckpt.get("train_metrics") or {}).get("fitness")
+        if epochs >= self.epochs or self.stopper(epochs, fitness):
+            raise _AllEpochsDone
+        return None
+
+    def _restore_files(self, ckpt: Mapping[str, Any]) -> None:
+        """Take back what was written after the checkpoint, and make up for what was not."""
+        for leftover in Path(self.wdir).glob(".*.pt.*"):
+            leftover.unlink()
+        if columns := ckpt.get("train_results"):
+            rows = [",".join(f"{float(value):.6g}" for value in row) for row in zip(*columns.values(), strict=True)]
+            with _files.replacing(self.csv) as temporary:
+                temporary.write_text("\n".join([",".join(columns), *rows]) + "\n", encoding="utf-8")
+        if (ckpt.get("train_metrics") or {}).get("fitness") == ckpt["best_fitness"]:
+            with _files.replacing(self.best) as temporary:
+                shutil.copyfile(self.args.model, temporary)
+
+    def _finish(self) -> None:
+        """What follows the last epoch, for a run that was killed there."""
+        self.epoch = self.start_epoch - 1
+        self.final_eval()
+        if RANK in {-1, 0}:
+            if self.args.plots:
+                self.plot_metrics()
+            self.run_callbacks("on_train_end")
+        for loader in (self.train_loader, self.test_loader):
+            loader.close()
+
+
+class _AllEpochsDone(Exception):  # noqa: N818 - no error
+    """The checkpoint to resume from is of the last epoch."""
+
+
+class _WeightsPath(PosixPath):
+    """A path under which write_bytes() replaces a file in one step; so it is for what is joined to it."""
+
+    def write_bytes(self, data: Any) -> int:
+        with _files.replacing(Path(self)) as temporary:
+            return temporary.write_bytes(data)
+
+
+class _SharedFolder:
+    """Tells the other processes that torchrun started which folder the first one has chosen for the run."""
+
+    def __init__(self) -> None:
+        self._store = next(iter(rendezvous("env://", RANK, WORLD_SIZE)))[0]
+        self._key = f"fastyolo/save_dir/{next(_trainers)}"
+
+    def announce(self, folder: Path) -> None:
+        self._store.set(self._key, str(folder))
+
+    def wait(self) -> str:
+        return self._store.get(self._key).decode()
+
+
+def _student(model: Any) -> Any:
+    return model.student_model if isinstance(model, DistillationModel) else model
+
+
+def _get_cfg(cfg: Mapping[str, Any]) -> IterableSimpleNamespace:
+    """get_cfg() of a checkpoint's arguments, whose label_smoothing it would drop: ultralytics had such an argument."""
+    settings, arguments = split(cfg)
+    args = get_cfg(arguments)
+    vars(args).update(settings.as_dict())
+    return args
+
+
+def _load_student(*args: Any, **kwargs: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """load_checkpoint(), with the student of what a distillation left, whose teacher is another's concern."""
+    model, checkpoint = load_checkpoint(*args, **kwargs)
+    student = _student(model)
+    student.pt_path = model.pt_path
+    return student, checkpoint
+
+
+def _scale_learning_rate(optimizer: Optimizer, chosen: set[int], factor: float) -> None:
+    """Move the parameters with these ids to groups of their own, which differ from the old ones in the rate alone."""
+    for group in list(optimizer.param_groups):
+        parameters = [p for p in group["params"] if id(p) in chosen]
+        if parameters:
+            group["params"] = [p for p in group["params"] if id(p) not in chosen]
+            optimizer.add_param_group({**group, "params": parameters, "lr": group["lr"] * factor})
+
+
+def _autocast(enabled: bool | torch.dtype, device: str = "cuda") -> Any:
+    """ultralytics' autocast(), which refuses bfloat16 on a CPU."""
+    if enabled is torch.bfloat16 and device == "cpu":
+        return torch.autocast("cpu", torch.bfloat16)
+    return autocast(enabled, device)
+
+
+def _strip_optimizer(file: Path, s: str = "", updates: dict[str, Any] | None = None) -> dict[str, Any]:
+    """ultralytics' strip_optimizer(), which would write over the file."""
+    target = Path(s or file)
+    with _files.replacing(target) as temporary, _muted("Optimizer stripped"):  # into a temporary file, as it would say
+        stripped = strip_optimizer(file, temporary, updates)
+    LOGGER.info(f"Optimizer stripped from {target}, {target.stat().st_size / 1e6:.1f}MB")
+    return stripped
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "tensorboard=True needs the package tensorboard, which is not installed: pip install tensorboard."
+        ) from error
+    return SummaryWriter
+
+
+@contextmanager
+def _rebound(module: ModuleType, **names: Any) -> Iterator[None]:
+    """Give names of a module other values for a while."""
+    stock = {name: getattr(module, name) for name in names}
+    vars(module).update(names)
+    try:
+        yield
+    finally:
+        vars(module).update(stock)
+
+
+@contextmanager
+def _muted(start: str) -> Iterator[None]:
+    """Keep messages that begin so, and are wrong here, out of ultralytics' log."""
+
+    def keep(record: LogRecord) -> bool:
+        return not record.getMessage().startswith(start)
+
+    LOGGER.addFilter(keep)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(keep)
