@@ -78,7 +78,7 @@ def fail(status: int, *arguments: str) -> str:
 # ---- help and usage
 
 
-@pytest.mark.parametrize("command", [(), ("predict",), ("val",), ("info",), ("bench",), ("bench", "ops")])
+@pytest.mark.parametrize("command", [(), ("predict",), ("val",), ("train",), ("info",), ("bench",), ("bench", "ops")])
 def test_help(command):
     text = succeed(*command, "--help")
     assert "Usage:" in text

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The command line: parses, calls, prints. Heavy packages are imported inside the commands, so that --help is fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from fastyolo.cli.bench import bench_app
+from fastyolo.cli.common import OneSentence
+from fastyolo.cli.info import info
+from fastyolo.cli.predict import predict
+from fastyolo.cli.train import train
+from fastyolo.cli.val import val
+
+app = typer.Typer(
+    cls=OneSentence,
+    name="fastyolo",
+    help="Light models, fast post-processing and fused operators for YOLOv8-class detectors.",
+    epilog="Example: fastyolo predict --weights yolov8n.pt --source street.jpg",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command(
+    epilog="Example: fastyolo predict --weights best.pt --source clip.mp4 --classes 0 --classes 2 --json out.json"
+)(predict)
+app.command(epilog="Example: fastyolo val --weights best.pt --data coco.yaml --no-rect --json metrics.json")(val)
+app.command(epilog="Example: fastyolo train --data pcb.yaml --teacher best.pt --epochs 300 --set kd_ramp_epochs=5")(
+    train
+)
+app.command(epilog="Example: fastyolo info yolov8s-fast.yaml --json info.json")(info)
+app.add_typer(bench_app, name="bench")
+
+main: Callable[[], None] = app

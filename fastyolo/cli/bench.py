@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""fastyolo bench."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from fastyolo._files import write_json
+from fastyolo.cli.common import Debug, Json, progress_bar, reporting
+
+bench_app = typer.Typer(help="Measure this machine.", rich_markup_mode="rich")
+
+
+class Device(str, Enum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Op(str, Enum):
+    decode_nms = "decode_nms"
+    nms = "nms"
+    batched_nms = "batched_nms"
+    dfl_decode = "dfl_decode"
+    eca = "eca"
+    dw_sppf = "dw_sppf"
+    sppf_pool = "sppf_pool"
+
+
+@bench_app.command(epilog="Example: fastyolo bench ops --op decode_nms --json bench/results/cpu.json")
+def ops(
+    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.cpu,
+    op: Annotated[list[Op] | None, typer.Option("--op", help="Measure this one only; repeatable.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Checkpoint whose outputs are measured.",
+            show_default="that of FASTYOLO_DATA, else synthetic outputs",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", exists=True, file_okay=False, help="Photographs to run it on."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all")] = None,
+    json: Json = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few seconds: smaller cases, fewer samples.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Time fastyolo's operators against their peers in the same run."""
+    with reporting(debug):
+        if (weights is None) != (images is None):
+            raise typer.BadParameter("They belong together: give both or none.", param_hint="--weights and --images")
+        import torch
+
+        from fastyolo.bench import ops as bench
+        from fastyolo.bench.cases import CASES, Inputs
+
+        target = torch.device(device.value)
+        if target.type == "cuda" and not torch.cuda.is_available():
+            raise typer.BadParameter("torch sees no CUDA device.", param_hint="--device")
+        console = Console(highlight=False)
+        names = [item.value for item in op] if op else list(CASES)
+        left_out = bench.left_out(names, target, quick=quick)
+        for reason in left_out:
+            console.print(f"{reason}, so its times are left out.")
+        maps, maps_source = _maps(weights, images) if "decode_nms" in names else (None, "synthetic inputs")
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        inputs = Inputs(target, torch.float16 if target.type == "cuda" else torch.float32, maps)
+        results = []
+        with progress_bar(console) as progress:
+            task = progress.add_task("bench", total=None)
+            for result in bench.run(bench.cases(names, inputs, quick=quick), target, quick=quick):
+                results.append(result)
+                progress.update(task, advance=1, description=f"{result['op']}, {result['case']}")
+        console.print(_bench_table(results, maps_source))
+        if json:
+            write_json(json, bench.report(results, target, maps_source, left_out))
+
+
+def _maps(weights: Path | None, images: Path | None) -> tuple[Any, str]:
+    """Head maps for the cases, None for synthetic ones, and what to call them."""
+    from fastyolo.bench import ops as bench
+    from fastyolo.bench.environment import installed_version
+
+    data = Path(os.environ.get("FASTYOLO_DATA", ""))
+    if weights is None and data.name:
+        weights, images = data / "weights" / "yolov8n-recovered.pt", data / "coco128-val" / "images"
+    if weights is None or images is None or installed_version("ultralytics") is None:
+        return None, "synthetic head outputs"
+    maps = bench.real_maps(str(weights), images)
+    return maps, f"head outputs of {weights.name} on {len(maps[0][0])} photographs"
+
+
+def _bench_table(results: list[dict[str, Any]], title: str) -> Table:
+    caption = "memory: the time that this machine needs to read or copy the same bytes once, as a share of fastyolo's"
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD)
+    table.add_column()
+    for column in ("fastyolo", "peer", "ratio", "GB/s", "memory"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for (op, *peers), rows in groupby(results, key=_op_and_peers):
+        table.add_section()
+        table.add_row(f"[bold]{op}[/bold]" + (f" against {', '.join(peers)}" if peers else ""))
+        for row in rows:
+            times = [row["contenders"][name]["median_us"] for name in ("fastyolo", *peers)]
+            table.add_row(
+                row["case"],
+                _microseconds(times[0]),
+                "\n".join(map(_microseconds, times[1:])),
+                "\n".join(f"{row['ratio'][peer]:.1f}" for peer in peers),
+                f"{row['gb_per_s']:.2f}",
+                f"{row['memory_share']:.0%}",
+            )
+    return table
+
+
+def _op_and_peers(result: dict[str, Any]) -> tuple[str, ...]:
+    return result["op"], *(name for name in result["contenders"] if name != "fastyolo")
+
+
+def _microseconds(value: float) -> str:
+    return f"{value / 1000:.1f} ms" if value >= 1000 else f"{value:.0f} µs"

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the commands share: options, the reporting of warnings and failures, progress bars, loading a model."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperGroup
+
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click, which newer typers carry inside
+
+
+class OneSentence(TyperGroup):
+    """Says what is wrong with a command line in one sentence, not in a panel."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except UsageError as error:
+            path = error.ctx.command_path if error.ctx else "fastyolo"  # type: ignore[attr-defined]
+            message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+            print(f"{path}: {message}; see '{path} --help'.", file=sys.stderr)
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(130)
+        sys.exit(status or 0)
+
+
+Weights = Annotated[str, typer.Option("--weights", metavar="FILE", help="Checkpoint; yolov8n.pt is downloaded.")]
+Conf = Annotated[float, typer.Option("--conf", min=0.0, max=1.0, help="Score that a detection must exceed.")]
+Iou = Annotated[float, typer.Option("--iou", min=0.0, max=1.0, help="IoU above which the lesser box is dropped.")]
+MaxDet = Annotated[int, typer.Option("--max-det", min=1, help="Detections per image, at most.")]
+Agnostic = Annotated[bool, typer.Option("--agnostic-nms", help="Let boxes suppress boxes of other classes.")]
+ImageSize = Annotated[int, typer.Option("--imgsz", min=32, help="Longer side of the network's input, in pixels.")]
+DeviceName = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1; a GPU if any.")]
+Half = Annotated[bool, typer.Option("--half", help="Run the network in float16 (on a GPU).")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per run of the network.")]
+Stock = Annotated[bool, typer.Option("--stock", help="Use ultralytics' own post-processing, to compare.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the results here.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+
+
+@contextmanager
+def reporting(debug: bool) -> Iterator[None]:
+    """One sentence on stderr for each of our warnings, and for a failure, with exit status 1; or its traceback."""
+
+    def report(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"fastyolo: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module="fastyolo")
+        warnings.showwarning = report
+        try:
+            yield
+        except (UsageError, typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if debug:
+                raise
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                error = ModuleNotFoundError(
+                    f"{error.name} is not installed; pip install 'fastyolo[ultralytics]' brings it."
+                )
+            report(str(error) or type(error).__name__)
+            raise typer.Exit(1) from error
+
+
+def progress_bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def load(weights: str, how: str = "with --weights FILE") -> Any:
+    from fastyolo.integrations.ultralytics import acceleration as ultralytics
+
+    try:
+        model = ultralytics.YOLO(weights)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"The weights {weights!r} are not on this machine and cannot be downloaded; "
+            f"pass a detection checkpoint {how}."
+        ) from error
+    ultralytics.LOGGER.setLevel("WARNING")
+    return model
+
+
+def check_device(device: str | None) -> None:
+    """Refuse the names of CUDA devices, as ultralytics takes them, where there are none."""
+    import torch
+
+    if device and (device[0].isdigit() or device.startswith("cuda")) and not torch.cuda.is_available():
+        raise typer.BadParameter(f"torch sees no CUDA device, got {device!r}.", param_hint="--device")
+
+
+def load_detector(weights: str, device: str | None, half: bool, stock: bool) -> Any:
+    """The model, accelerated unless `stock`."""
+    import torch
+
+    check_device(device)
+    if half and not torch.cuda.is_available():
+        raise typer.BadParameter("float16 needs a GPU, and torch sees none.", param_hint="--half")
+    if half and device == "cpu":
+        raise typer.BadParameter("float16 needs a GPU, and --device is 'cpu'.", param_hint="--half")
+    from fastyolo.integrations.ultralytics import acceleration as ultralytics
+
+    model = load(weights)
+    if model.task != "detect":
+        raise ValueError(f"{weights!r} is a model for the task {model.task!r}; pass one for detection with --weights.")
+    return model if stock else ultralytics.accelerate(model)
