@@ -37,7 +37,8 @@ def main() -> None:
 
 
 def render(report: dict[str, Any]) -> str:
-    return {"ops": render_ops, "accuracy": render_accuracy}[report["kind"]](report)
+    kinds = {"ops": render_ops, "accuracy": render_accuracy, "models": render_models, "study": render_study}
+    return kinds[report["kind"]](report)
 
 
 def render_ops(report: dict[str, Any]) -> str:
@@ -119,6 +120,53 @@ def _explanations(run: dict[str, Any]) -> Iterator[str]:
         yield f"{run['close_scores']} scores within 1e-5 of the threshold"
     if run["unexplained"]:
         yield f"nothing: {run['unexplained']}"
+
+
+def render_models(report: dict[str, Any]) -> str:
+    """A line for each model: its costs, those of the YOLOv8 that it takes the place of, and the share."""
+    runtimes = report["runtimes"]
+    versions = ", ".join(f"{name} {version}" for name, version in runtimes.items())
+    side = report["imgsz"]
+    lines = [
+        f"{_machine(report)}; {versions}; one image of {side} x {side} pixels, {report['clock']}.",
+        "",
+        f"| | in place of | M parameters | GFLOPs | {' | '.join(f'ms in {name}' for name in runtimes)} |",
+        f"|---|---|{'--:|' * (2 + len(runtimes))}",
+    ]
+    for row in report["results"]:
+        ours, peer = row["models"].values()
+        costs = [(facts["parameters"] / 1e6, facts["gflops"]) for facts in (ours, peer)]
+        times = [[facts["latency"][name]["median_us"] / 1e3 for name in runtimes] for facts in (ours, peer)]
+        pairs = [*zip(*costs, strict=True), *zip(*times, strict=True)]
+        digits = [2, 1, *(1 for _ in runtimes)]
+        cells = [
+            f"{mine:.{n}f} of {other:.{n}f}, {mine / other:.0%}" for n, (mine, other) in zip(digits, pairs, strict=True)
+        ]
+        lines.append(f"| {' | '.join([*row['models'], *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def render_study(report: dict[str, Any]) -> str:
+    """A line for each variant: the means over its seeds, and from the least to the greatest where there are several."""
+    recipe, small = report["recipe"], report["small"]
+    lines = [
+        f"{_machine(report)}; {report['data']}, from scratch, {recipe['epochs']} epochs at {recipe['imgsz']} pixels, "
+        f"batch {recipe['batch']}. Recall: of objects under {small['pixels']}² pixels, at IoU {small['iou']:g} and a "
+        f"score of {small['score']:g}.",
+        "",
+        "| | seeds | mAP50 | mAP50-95 | recall of small objects |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for label in dict.fromkeys(run["label"] for run in report["runs"]):
+        runs = [run for run in report["runs"] if run["label"] == label]
+        cells = [_mean_and_range([run[metric] for run in runs]) for metric in ("mAP50", "mAP50-95", "small_recall")]
+        lines.append(f"| {label} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean_and_range(values: list[float]) -> str:
+    mean = f"{sum(values) / len(values):.4f}"
+    return f"{mean} ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else mean
 
 
 def _machine(report: dict[str, Any]) -> str:

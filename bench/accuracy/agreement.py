@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Does an accelerated model find what ultralytics finds? mAP, and every detection on the same head outputs.
 
-python bench/accuracy.py --weights yolov8n.pt --data coco.yaml --images DIR
+python bench/accuracy/agreement.py --weights yolov8n.pt --data coco.yaml --images DIR
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
         "detections": detections(arguments, images),
     }
     name = f"accuracy-{Path(arguments.weights).stem}-{report['environment']['date'][:10]}.json"
-    path = arguments.json or Path(__file__).parent / "results" / name
+    path = arguments.json or Path(__file__).parent.parent / "results" / name
     write_json(path, report)
     unexplained = sum(run["unexplained"] for run in report["detections"])
     if unexplained:

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Does the light model keep the accuracy of YOLOv8? All models from scratch, by one recipe, with several seeds.
+
+python bench/accuracy/study.py --data deeppcb/data.yaml --runs runs/deeppcb --seeds 0 1 2
+
+Finished runs are kept and an interrupted one goes on, so the command can be repeated until all is there. Each time it
+evaluates what is finished: bench/results/NAME-DATE.json for the table in README, and bench/accuracy/NAME/ with the log
+of each run and the curves as a picture. NAME is that of the data set's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from torchvision.ops import box_iou
+from ultralytics import YOLO
+from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
+from ultralytics.nn.tasks import yaml_model_load
+from ultralytics.utils import LOGGER
+
+from fastyolo._files import write_json
+from fastyolo.bench.environment import environment
+from fastyolo.nn import GELAN
+from fastyolo.train import Trainer
+
+mpl.use("agg")
+from matplotlib import pyplot
+
+HERE = Path(__file__).resolve().parent
+SMALL = 32  # pixels: an object is small if its area is below the square of it, as in COCO
+SCORE, IOU = 0.25, 0.5  # what a detection needs to count as a find
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to train from scratch; with `teacher`, from the best weights of that variant and the same seed."""
+
+    label: str
+    model: str
+    attention: bool = True
+    teacher: str | None = None
+
+
+VARIANTS = {
+    "yolov8s": Variant("YOLOv8s", "yolov8s.yaml"),
+    "yolov8n": Variant("YOLOv8n", "yolov8n.yaml"),
+    "yolov8s-fast": Variant("yolov8s-fast", "yolov8s-fast.yaml"),
+    "yolov8s-fast-distilled": Variant("yolov8s-fast, taught by YOLOv8s", "yolov8s-fast.yaml", teacher="yolov8s"),
+    "yolov8s-fast-no-eca": Variant("yolov8s-fast without ECA", "yolov8s-fast.yaml", attention=False),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A variant with a seed, and the folder in which ultralytics keeps it."""
+
+    name: str
+    seed: int
+    folder: Path
+
+    @property
+    def variant(self) -> Variant:
+        return VARIANTS[self.name]
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "weights" / "best.pt"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "results.csv"
+
+    def rows(self) -> list[dict[str, float]]:
+        """What ultralytics wrote after each epoch."""
+        with self.log.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            return [{name: float(value) for name, value in row.items() if name and value} for row in rows]
+
+    def is_finished(self) -> bool:
+        """At its end a run strips its checkpoints of what only training needs."""
+        return self.best.exists() and torch.load(self.best, weights_only=False)["optimizer"] is None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="YAML", type=Path, help="data set in ultralytics' form")
+    parser.add_argument("--runs", required=True, metavar="DIR", type=Path, help="where the runs are and go")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--imgsz", type=int, default=320)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-train", action="store_true", help="evaluate what is finished, and nothing else")
+    arguments = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    parent = arguments.runs.resolve()
+    runs = [Run(name, seed, parent / f"{name}-seed{seed}") for seed in arguments.seeds for name in arguments.variants]
+    for run in runs:
+        if not (arguments.no_train or run.is_finished()):
+            train(run, arguments)
+    runs = [run for run in runs if run.is_finished()]
+    if not runs:
+        parser.error(f"{arguments.runs} holds no finished run")
+    LOGGER.setLevel("WARNING")
+    title = arguments.data.resolve().parent.name
+    report: dict[str, Any] = {
+        "schema": 1,
+        "kind": "study",
+        "device": torch.device(arguments.device).type,
+        "threads": torch.get_num_threads(),
+        "data": title,
+        "recipe": {name: getattr(arguments, name) for name in ("epochs", "imgsz", "batch")},
+        "small": {"pixels": SMALL, "score": SCORE, "iou": IOU},
+        "environment": environment(),
+        "runs": [evaluate(run, arguments) for run in runs],
+    }
+    logs = HERE / title
+    logs.mkdir(exist_ok=True)
+    for run in runs:
+        shutil.copyfile(run.log, logs / f"{run.folder.name}.csv")
+    plot(runs, logs / "curves.png", title)
+    write_json(HERE.parent / "results" / f"{title}-{report['environment']['date'][:10]}.json", report)
+
+
+def train(run: Run, arguments: argparse.Namespace) -> None:
+    """Train to the end, from the start or from the last epoch that an interrupted run had finished."""
+    last = run.folder / "weights" / "last.pt"
+    if last.exists():
+        Trainer(overrides={"resume": str(last)}).train()
+        return
+    overrides: dict[str, Any] = {
+        "model": run.variant.model if run.variant.attention else without_attention(run),
+        "data": str(arguments.data.resolve()),
+        "epochs": arguments.epochs,
+        "imgsz": arguments.imgsz,
+        "batch": arguments.batch,
+        "device": arguments.device,
+        "seed": run.seed,
+        "amp": "bf16",
+        "channels_last": True,
+        "cache": "ram",
+        "pretrained": False,
+        "plots": False,
+        "project": str(run.folder.parent),
+        "name": run.folder.name,
+        "exist_ok": True,
+    }
+    if run.variant.teacher:
+        teacher = Run(run.variant.teacher, run.seed, run.folder.parent / f"{run.variant.teacher}-seed{run.seed}")
+        overrides["distill_model"] = str(teacher.best)
+    Trainer(overrides=overrides).train()
+
+
+def without_attention(run: Run) -> str:
+    """A model file whose GELAN blocks have no ECA; its name carries the scale, as ultralytics wants it."""
+    document = yaml_model_load(run.variant.model)
+    defaults = [parameter.default for parameter in signature(GELAN).parameters.values()]
+    for *_, module, settings in (*document["backbone"], *document["head"]):
+        if module == "GELAN":  # a row gives c2 and shortcut or less, without c1 and n; attention comes last
+            settings += [*defaults[3:-1][len(settings) - 1 :], False]
+    run.folder.mkdir(parents=True, exist_ok=True)
+    path = run.folder / run.variant.model
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return str(path)
+
+
+def evaluate(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Accuracy of the best checkpoint on the validation images."""
+    model = YOLO(str(run.best))
+    settings = {"imgsz": arguments.imgsz, "device": arguments.device, "verbose": False}
+    data = str(arguments.data.resolve())
+    box = model.val(data=data, plots=False, save_dir=str(run.folder / "val"), **settings).box
+    found, small = small_objects(model, data, settings)
+    return {
+        "variant": run.name,
+        "label": run.variant.label,
+        "seed": run.seed,
+        "mAP50": float(box.map50),
+        "mAP50-95": float(box.map),
+        "small_recall": found / small,
+        "small_objects": small,
+    }
+
+
+def small_objects(model: YOLO, data: str, settings: dict[str, Any]) -> tuple[int, int]:
+    """How many small objects of the validation images are found, and how many there are."""
+    found = small = 0
+    files = Path(check_det_dataset(data)["val"]).rglob("*")
+    images = sorted(str(path) for path in files if path.suffix[1:].lower() in IMG_FORMATS)
+    for image, file in zip(images, img2label_paths(images), strict=True):
+        boxes = model.predict(image, conf=SCORE, **settings)[0].boxes
+        height, width = boxes.orig_shape
+        labels = torch.from_numpy(np.loadtxt(file, dtype=np.float32).reshape(-1, 5))
+        for label in labels[:, 0].unique():
+            centres, sides = (labels[labels[:, 0] == label, 1:] * torch.tensor([width, height] * 2)).split(2, 1)
+            objects = torch.cat((centres - sides / 2, centres + sides / 2), 1)
+            is_found = matched(box_iou(boxes.xyxy[boxes.cls == label].cpu(), objects))
+            is_small = sides.prod(1) < SMALL**2
+            small += int(is_small.sum())
+            found += int((is_small & is_found).sum())
+    return found, small
+
+
+def matched(overlaps: Tensor) -> Tensor:
+    """Which objects (columns) are found: each detection (rows, by descending score) takes its best one that is free."""
+    found = torch.zeros(overlaps.shape[1], dtype=torch.bool)
+    for row in overlaps:
+        best = int(row.masked_fill(found, 0).argmax())
+        found[best] |= bool(row[best] >= IOU)
+    return found
+
+
+def plot(runs: list[Run], path: Path, title: str) -> None:
+    """Curves of the validation over the epochs, one colour for each variant."""
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axis, metric in zip(axes, ("mAP50", "mAP50-95"), strict=True):
+        for run, colour, label in _styles(runs):
+            rows = run.rows()
+            values = [row[f"metrics/{metric}(B)"] for row in rows]
+            axis.plot([row["epoch"] for row in rows], values, color=colour, linewidth=1.3, label=label)
+        axis.set(xlabel="epoch", title=f"{metric} on {title}")
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize=8)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(path)
+
+
+def _styles(runs: list[Run]) -> Iterator[tuple[Run, Any, str | None]]:
+    colours = pyplot.colormaps["tab10"].colors
+    seen = set()
+    for run in runs:
+        yield run, colours[list(VARIANTS).index(run.name)], None if run.name in seen else run.variant.label
+        seen.add(run.name)
+
+
+if __name__ == "__main__":
+    main()
