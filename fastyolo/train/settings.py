@@ -28,8 +28,8 @@ class Settings:
         kd_box: weight of the box term, the KL divergence of the distance distributions of each side.
         kd_box_temperature: divides the logits of the distance bins of both models.
         kd_feat: weight of the feature term, between the maps that enter the heads.
-        kd_mask: where the class and box terms count: "confidence", by the teacher's best score, and in the class term by
-            the student's where that is higher; "positives", where an object is assigned; "all", everywhere alike.
+        kd_mask: where the class and box terms count: "confidence", by the teacher's best score, and in the class term
+            by the student's where that is higher; "positives", where an object is assigned; "all", everywhere alike.
         kd_min_confidence: scores below it count as 0 in the mask "confidence".
         kd_ramp_epochs: epochs over which the three weights rise from 0.
         kd_labels: False leaves the ground truth out, so that the teacher is all there is to learn from.
