@@ -94,6 +94,8 @@ def export(name: str, folder: Path, imgsz: int) -> tuple[Path, dict[str, Any]]:
     torch.manual_seed(0)
     model = YOLO(f"{name}.yaml")
     facts = describe(model, imgsz)
+    if not facts["gflops"]:  # what ultralytics says when it cannot count
+        raise SystemExit("ultralytics counts no FLOPs here: install the package ultralytics-thop.")
     model.save(folder / f"{name}.pt")  # what is exported is written beside it
     file = YOLO(folder / f"{name}.pt").export(format="onnx", imgsz=imgsz, simplify=False, device="cpu")
     return Path(file), {"parameters": facts["parameters"], "gflops": facts["gflops"]}
