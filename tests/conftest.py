@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports ultralytics: no test may reach for the network, install a package or write to the user's home.
@@ -21,6 +23,13 @@ def data() -> Path:
     if not os.environ.get("FASTYOLO_DATA"):
         pytest.skip("FASTYOLO_DATA does not name the folder of weights and images")
     return Path(os.environ["FASTYOLO_DATA"])
+
+
+@pytest.fixture(autouse=True)
+def ultralytics_log() -> Iterator[None]:
+    """As ultralytics sets it up: fastyolo's commands lower it for the rest of their process."""
+    yield
+    logging.getLogger("ultralytics").setLevel("INFO")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 from subprocess import PIPE, STDOUT
@@ -159,7 +160,8 @@ def source(tmp_path) -> Path:
 def path_without_nvcc(tmp_path) -> str:
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("ar", "as", "c++", "cc", "g++", "gcc", "ld", "make", "ranlib", "strip"):
+    of_python = {sysconfig.get_config_var(name).split()[0] for name in ("AR", "CC", "CXX")}  # longer ones on Debian
+    for name in of_python | {"ar", "as", "c++", "cc", "g++", "gcc", "ld", "make", "ranlib", "strip"}:
         if path := shutil.which(name):
             (tools / name).symlink_to(path)
     return str(tools)
