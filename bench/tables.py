@@ -151,8 +151,8 @@ def render_study(report: dict[str, Any]) -> str:
     recipe, small = report["recipe"], report["small"]
     lines = [
         f"{_machine(report)}; {report['data']}, from scratch, {recipe['epochs']} epochs at {recipe['imgsz']} pixels, "
-        f"batch {recipe['batch']}. Recall: of objects under {small['pixels']}² pixels, at IoU {small['iou']:g} and a "
-        f"score of {small['score']:g}.",
+        f"batch {recipe['batch']}, {recipe['amp']}. Recall: of objects under {small['pixels']}² pixels, at IoU "
+        f"{small['iou']:g} and a score of {small['score']:g}.",
         "",
         "| | seeds | mAP50 | mAP50-95 | recall of small objects |",
         "|---|--:|--:|--:|--:|",
@@ -164,7 +164,10 @@ def render_study(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _mean_and_range(values: list[float]) -> str:
+def _mean_and_range(values: list[float | None]) -> str:
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
     mean = f"{sum(values) / len(values):.4f}"
     return f"{mean} ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else mean
 

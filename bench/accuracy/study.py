@@ -42,6 +42,7 @@ from matplotlib import pyplot
 HERE = Path(__file__).resolve().parent
 SMALL = 32  # pixels: an object is small if its area is below the square of it, as in COCO
 SCORE, IOU = 0.25, 0.5  # what a detection needs to count as a find
+AMP = "bf16"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Run:
 
     def is_finished(self) -> bool:
         """At its end a run strips its checkpoints of what only training needs."""
-        return self.best.exists() and torch.load(self.best, weights_only=False)["optimizer"] is None
+        last = self.folder / "weights" / "last.pt"
+        return last.exists() and torch.load(last, weights_only=False)["optimizer"] is None
 
 
 def main() -> None:
@@ -123,7 +125,7 @@ def main() -> None:
         "device": torch.device(arguments.device).type,
         "threads": torch.get_num_threads(),
         "data": title,
-        "recipe": {name: getattr(arguments, name) for name in ("epochs", "imgsz", "batch")},
+        "recipe": {"epochs": arguments.epochs, "imgsz": arguments.imgsz, "batch": arguments.batch, "amp": AMP},
         "small": {"pixels": SMALL, "score": SCORE, "iou": IOU},
         "environment": environment(),
         "runs": [evaluate(run, arguments) for run in runs],
@@ -150,7 +152,7 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
         "batch": arguments.batch,
         "device": arguments.device,
         "seed": run.seed,
-        "amp": "bf16",
+        "amp": AMP,
         "channels_last": True,
         "cache": "ram",
         "pretrained": False,
@@ -191,7 +193,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": run.seed,
         "mAP50": float(box.map50),
         "mAP50-95": float(box.map),
-        "small_recall": found / small,
+        "small_recall": found / small if small else None,
         "small_objects": small,
     }
 
@@ -199,9 +201,12 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
 def small_objects(model: YOLO, data: str, settings: dict[str, Any]) -> tuple[int, int]:
     """How many small objects of the validation images are found, and how many there are."""
     found = small = 0
-    files = Path(check_det_dataset(data)["val"]).rglob("*")
-    images = sorted(str(path) for path in files if path.suffix[1:].lower() in IMG_FORMATS)
+    folders = check_det_dataset(data)["val"]
+    files = [file for folder in np.atleast_1d(folders) for file in Path(folder).rglob("*")]
+    images = sorted(str(file) for file in files if file.suffix[1:].lower() in IMG_FORMATS)
     for image, file in zip(images, img2label_paths(images), strict=True):
+        if not Path(file).exists():
+            continue  # no object in it
         boxes = model.predict(image, conf=SCORE, **settings)[0].boxes
         height, width = boxes.orig_shape
         labels = torch.from_numpy(np.loadtxt(file, dtype=np.float32).reshape(-1, 5))
