@@ -15,12 +15,15 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, for the caller to write, that takes its place in one step at the end.
 
-    A reader sees the old file or the new one, never a part; after an error, the old one.
+    A reader sees the old file or the new one, never a part; after an error, the old one; after a loss of
+    power, one of the two.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import ClassificationModel, DetectionModel, SegmentationModel, torch_safe_load
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
-from ultralytics.utils.torch_utils import ModelEMA, strip_optimizer
+from ultralytics.utils.torch_utils import ModelEMA, profile_ops, strip_optimizer
 
 from fastyolo.integrations.ultralytics.distillation import LOSS_NAMES, Distillation, load_teacher
 from fastyolo.integrations.ultralytics.loss import DetectionLoss
@@ -479,7 +479,8 @@ def test_the_teacher_is_half_on_cuda(teacher, batch):
         ({"reg_max": 8}, {}, "distill_model must have the student's reg_max of 16, got 8"),
         ({"reg_max": 1}, {"student": 1}, "kd_box must be 0 for heads with reg_max 1"),
         ({}, {"kd_labels": False, "kd_mask": "positives"}, "kd_mask must not be 'positives'"),
-        ({}, {"kd_labels": False, "kd_cls": 0.0, "kd_box": 0.0, "kd_feat": 0.0}, "kd_labels must be true when"),
+        ({}, {"kd_labels": False, "kd_cls": 0.0}, "kd_labels must be true when kd_cls or kd_box is 0"),
+        ({}, {"kd_labels": False, "kd_box": 0.0}, "kd_labels must be true when kd_cls or kd_box is 0"),
     ],
 )
 def test_pairs_that_cannot_be_compared(changes, settings, message):
@@ -502,6 +503,15 @@ def test_kl_needs_two_classes():
         model.model[-1].nc, model.names = 1, {0: "item"}
     with pytest.raises(ValueError, match="kd_cls_loss must be 'bce' for a single class"):
         Distillation(student, teacher, Settings(kd_cls_loss="kl"))
+
+
+def test_the_name_of_a_single_class_does_not_matter(batch):
+    student, teacher = (DetectionModel("yolov8n.yaml", nc=1, verbose=False) for _ in range(2))
+    student.names, teacher.names = {0: "item"}, {0: "red"}
+    Distillation(student, teacher, Settings())
+    teacher = detector()
+    with pytest.raises(ValueError, match="the student's 1 class, in any order, but it has no 'item'"):
+        Distillation(student, teacher, Settings())
 
 
 @pytest.mark.parametrize(
@@ -594,6 +604,15 @@ def test_files_that_are_no_checkpoints(tmp_path):
 
 
 # ---- inside ultralytics
+
+
+def test_autobatch_measures_the_teacher_too(teacher, batch):
+    model = Distillation(detector(), teacher, Settings())
+    asked = []
+    teacher.register_forward_hook(lambda module, inputs, outputs: asked.append(inputs[0].shape))
+    images = batch["img"].clone().requires_grad_()
+    profile_ops([images], copy.deepcopy(model).train(), n=1, device=torch.device("cpu"), max_num_obj=4)
+    assert set(asked) == {images.shape}
 
 
 def test_copies_in_the_middle_of_training(teacher, batch):

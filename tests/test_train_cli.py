@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ def arguments_of(monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, An
 
 
 def test_options(monkeypatch):
+    teachers: list[str] = []
+    monkeypatch.setattr(runs, "check_teacher", teachers.append)
     arguments = arguments_of(
         monkeypatch,
         *("--data", "d.yaml", "--model", "yolov8n-fast.yaml", "--teacher", "t.pt", "--epochs", "7", "--imgsz", "96"),
@@ -92,6 +95,7 @@ def test_options(monkeypatch):
         "cos_lr": True,
         "kd_mask": "all",
     }
+    assert teachers == ["t.pt"]
     assert arguments_of(monkeypatch, "--data", "d.yaml") == {"data": "d.yaml", "model": "yolov8s-fast.yaml"}
 
 
@@ -131,8 +135,10 @@ def test_precedence(monkeypatch):
         (("--config", "list.yaml"), "for list.yaml: expected lines of KEY: VALUE"),
         (("--config", "task.yaml"), "for task.yaml: task must be 'detect', got 'pose'"),
         (("--config", "name.yaml"), "for name.yaml: There is no training argument 'epoks'; the nearest is 'epochs'"),
-        (("--save-dir", "old"), "for --save-dir: old holds a run already; choose another folder, or overwrite it"),
-        (("--config", "old/args.yaml"), "old holds a run already"),
+        (("--set", "save=false"), "save must be true, got false, with which a run can end without a checkpoint"),
+        (("--device", "cuda:0"), "for --device: torch sees no CUDA device, got 'cuda:0'"),
+        (("--set", "device=0"), "for --device: torch sees no CUDA device, got 0"),
+        (("--config", "device.yaml"), "for --device: torch sees no CUDA device, got [0, 1]"),
         (("--resume", "nowhere.pt"), "'nowhere.pt' does not exist"),
         (
             ("--resume", "list.yaml", "--epochs", "4", "--preset", "realtime"),
@@ -140,22 +146,24 @@ def test_precedence(monkeypatch):
         ),
     ],
 )
-def test_wrong_usage_is_status_2(options, message):
+def test_wrong_usage_is_status_2(monkeypatch, options, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     Path("list.yaml").write_text("- epochs\n")
     Path("task.yaml").write_text("task: pose\n")
     Path("name.yaml").write_text("epoks: 3\n")
-    Path("old").mkdir()
-    Path("old/results.csv").touch()
-    Path("old/args.yaml").write_text("task: detect\nmode: train\nresume: false\nsave_dir: old\n")
+    Path("device.yaml").write_text("device: [0, 1]\n")
     data = () if not options else ("--data", "d.yaml")
     assert message in fail(2, *data, *options)
 
 
-def test_runs_may_be_overwritten_if_asked(monkeypatch):
-    Path("old").mkdir()
-    Path("old/results.csv").touch()
-    options = ("--data", "d.yaml", "--save-dir", "old", "--set", "exist_ok=true")
-    assert arguments_of(monkeypatch, *options)["save_dir"] == "old"
+def test_folder_of_a_run_does_not_come_along_with_its_arguments(monkeypatch):
+    place = {"save_dir": "old", "name": "old", "exist_ok": True}
+    run = {"mode": "train", "task": "detect", "resume": False, "data": "d.yaml", "project": "all", **place}
+    Path("args.yaml").write_text(yaml.safe_dump(run))
+    Path("mine.yaml").write_text(yaml.safe_dump({"data": "d.yaml", **place}))
+    expected = {"data": "d.yaml", "model": "yolov8s-fast.yaml"}
+    assert arguments_of(monkeypatch, "--config", "args.yaml") == {**expected, "project": "all"}
+    assert arguments_of(monkeypatch, "--config", "mine.yaml") == {**expected, **place}
 
 
 def test_names_of_settings_are_not_those_of_ultralytics():
@@ -193,6 +201,16 @@ def test_list_of_presets():
     assert [line.split()[0] for line in lines[:-1]] == list(presets.NAMES) == [preset.value for preset in Preset]
     assert Path(lines[-1].split()[-1]).is_dir()
     assert all(name in train("--help").stdout for name in presets.NAMES)
+
+
+def test_list_of_settings():
+    listed = {name: (yaml.safe_load(default), meaning) for name, default, meaning in settings.explained()}
+    assert {name: default for name, (default, _) in listed.items()} == settings.Settings().as_dict()
+    assert all(meaning.endswith(".") for _, meaning in listed.values())
+    assert listed["kd_feat"][1] == "weight of the feature term, between the maps that enter the heads."
+    done = train("--list-settings")
+    assert done.exit_code == 0
+    assert {line.split()[0] for line in done.stdout.splitlines()} > settings.NAMES
 
 
 # ---- data
@@ -284,8 +302,9 @@ def test_no_labels(shapes, how):
 def test_no_labels_to_measure(shapes):
     for file in (Path(shapes).parent / "labels" / "val").glob("*.txt"):
         file.unlink()
-    with pytest.raises(ValueError, match="None of the 4 images of the data set's split 'val' has an object"):
+    with pytest.raises(ValueError, match="None of the 4 images of the data set's split 'val' has an object") as caught:
         dataset(shapes, "val")
+    assert str(caught.value).endswith("; to validate on it all the same, set skip_bad_labels=true.")
     assert len(dataset(shapes, "val", skip_bad_labels=True)) == 4
 
 
@@ -342,6 +361,9 @@ def model_files() -> None:
         teacher.model.names = dict(enumerate(names))
         teacher.save(f"{name}.pt")
     YOLO("yolov8n-cls.yaml").save("classifier.pt")
+    Path("damaged.pt").write_bytes(Path("teacher.pt").read_bytes()[:1000])
+    Path("headless.yaml").write_text(yaml.safe_dump({"backbone": fast["backbone"]}))
+    Path("rows.yaml").write_text("backbone: [[-1, 1]]\nhead: []\n")
 
 
 def test_failures_are_one_sentence_and_status_1(shapes, model_files):
@@ -353,15 +375,24 @@ def test_failures_are_one_sentence_and_status_1(shapes, model_files):
         (("--model", "nowhere.pt"), f"fastyolo: The model 'nowhere.pt' {missing}"),
         (
             ("--model", "yolov8n-seg.yaml"),
-            "'yolov8n-seg.yaml' is a model for the task 'segment'; pass one for detection",
+            "The model 'yolov8n-seg.yaml' is for the task 'segment'; pass one for detection",
         ),
-        (("--model", "classifier.pt"), "'classifier.pt' is a model for the task 'classify'; pass one for detection"),
+        (("--model", "classifier.pt"), "The model 'classifier.pt' is for the task 'classify'; pass one for detection"),
+        (("--model", "damaged.pt"), "The model 'damaged.pt' cannot be read as a checkpoint of ultralytics (RuntimeErr"),
+        (("--model", "yolov8n-fast"), "The model 'yolov8n-fast' is of an unknown kind; pass a model's YAML file, such"),
+        (("--model", "headless.yaml"), "The model 'headless.yaml' must have, as head, a list with [from, repeats, mod"),
+        (("--model", "rows.yaml"), "The model 'rows.yaml' must have, as backbone, a list with [from, repeats, module"),
         (("--model", "yolov8n-unknown.yaml"), "module 'GELAM' is unknown to both ultralytics and fastyolo"),
-        ((*fast, "nowhere.pt"), "distill_model must be a checkpoint of ultralytics, but there is no file nowhere.pt"),
         (
-            (*fast, "classifier.pt"),
-            "distill_model must be a detection model with a Detect head, but classifier.pt holds",
+            (*fast, "nowhere.pt"),
+            "The teacher 'nowhere.pt' is not on this machine and cannot be downloaded; pass a chec",
         ),
+        ((*fast, "classifier.pt"), "The teacher 'classifier.pt' is for the task 'classify'; pass one for detection"),
+        (
+            (*fast, "damaged.pt"),
+            "The teacher 'damaged.pt' cannot be read as a checkpoint of ultralytics (RuntimeError)",
+        ),
+        ((*fast, "rows.yaml"), "The teacher 'rows.yaml' is of an unknown kind; pass a checkpoint (.pt)"),
         ((*fast, "others.pt"), "distill_model must have the student's 3 classes, in any order, but it has no 'blue'"),
         (("--model", "yolov8n-bins.yaml", "--teacher", "teacher.pt"), "must have the student's reg_max of 8, got 16"),
         (("--data", "nowhere.yaml"), "The data set 'nowhere.yaml' cannot be used: 'nowhere.yaml' does not exist."),
@@ -374,6 +405,58 @@ def test_failures_are_one_sentence_and_status_1(shapes, model_files):
     for file in ("teacher.pt", "text.pt"):
         message = f"{file} is not a checkpoint of a training run; pass the run's weights/last.pt."
         assert fail(1, "--resume", file) == f"fastyolo: {message}"
+
+
+class Work:
+    """Stands in for the trainer; its run ends as `train` says."""
+
+    last = Path("run/weights/last.pt")
+
+    def __init__(self, overrides: dict[str, Any]) -> None:
+        pass
+
+
+def test_failure_of_a_launched_process(monkeypatch):
+    class Launcher(Work):
+        def train(self) -> None:
+            raise subprocess.CalledProcessError(1, ["torchrun"])
+
+    monkeypatch.setattr(fastyolo.train, "Trainer", Launcher)
+    assert fail(1, "--data", "d.yaml") == "fastyolo: A training process failed; its message is above."
+
+
+def test_advice_after_an_interruption_is_not_about_the_run_before(monkeypatch):
+    class Interrupted(Work):
+        def train(self) -> None:
+            raise KeyboardInterrupt
+
+    Work.last.parent.mkdir(parents=True)
+    Work.last.touch()
+    monkeypatch.setattr(fastyolo.train, "Trainer", Interrupted)
+    for name in ("check_model", "check_resumable"):
+        monkeypatch.setattr(runs, name, lambda file: None)
+    done = train("--data", "d.yaml", "--save-dir", "run", "--set", "exist_ok=true")
+    assert done.exit_code == 130
+    assert done.stderr == "\nfastyolo: The run was interrupted; start it again\n"
+    done = train("--resume", str(Work.last))
+    assert (
+        done.stderr == f"\nfastyolo: The run was interrupted; continue it with: fastyolo train --resume {Work.last}\n"
+    )
+
+
+def test_folder_that_holds_files(shapes):
+    Path("mine").mkdir()
+    Path("mine/notes.txt").touch()
+    options = ("--data", shapes, *TINY, "--epochs", "1", "--save-dir", "mine")
+    assert "mine holds files; choose another" in fail(1, *options)
+    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+def test_stem_of_a_checkpoint(shapes, model_files):
+    Path("teacher.pt").rename("yolov8n.pt")
+    done = train("--data", shapes, *TINY[2:], "--model", "yolov8n", "--epochs", "1", "--save-dir", "run")
+    assert done.exit_code == 0, done.output
+    assert Path("run/weights/best.pt").exists()
 
 
 # ---- a whole run
@@ -412,7 +495,6 @@ def test_run_that_is_interrupted_and_resumed(shapes, monkeypatch):
     assert yaml.safe_load((folder / "args.yaml").read_text())["label_smoothing"] == 0.1
     assert "The run of " in fail(1, "--resume", str(last))
 
-    again = ("--config", "run/args.yaml", "--save-dir", "again")
-    arguments = arguments_of(monkeypatch, *again)
-    assert (arguments["label_smoothing"], arguments["epochs"], arguments["save_dir"]) == (0.1, 3, "again")
-    assert "resume" not in arguments
+    arguments = arguments_of(monkeypatch, "--config", "run/args.yaml")
+    assert (arguments["label_smoothing"], arguments["epochs"]) == (0.1, 3)
+    assert arguments.keys().isdisjoint({"mode", "name", "resume", "save_dir", "task"})

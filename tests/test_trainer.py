@@ -12,6 +12,7 @@ import json
 import math
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,13 +26,15 @@ import torch
 pytest.importorskip("ultralytics")
 
 import yaml
-from shapes import write_shapes, write_tiny
+from shapes import TINY, write_shapes, write_tiny
 from ultralytics import YOLO
+from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import dist as launching
 from ultralytics.utils import torch_utils
 
+from fastyolo.integrations.ultralytics import trainer as trainer_module
 from fastyolo.integrations.ultralytics.distillation import Distillation
 from fastyolo.train import LossReport, Trainer, loss_report
 
@@ -90,6 +93,16 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[st
         return {**files, **small, **steady, **learning, "project": str(folder), "name": "run", **overrides}
 
     return make
+
+
+def launch(trainer: Trainer) -> Trainer:
+    """The trainer of a process that ultralytics starts for `trainer`, at its end."""
+    pytest.importorskip("cloudpickle")
+    file = launching.generate_ddp_file(trainer)
+    try:
+        return runpy.run_path(file, run_name="__main__")["trainer"]
+    finally:
+        launching.ddp_cleanup(trainer, file)
 
 
 @pytest.fixture(scope="session")
@@ -201,6 +214,25 @@ def test_log_says_which_weights_were_taken_over(arguments, finished, tmp_path, c
     assert message.endswith("taken over from best.pt.")
 
 
+def test_final_checkpoints_keep_the_settings(finished, tmp_path):
+    stored = torch.load(finished.best, weights_only=False)["train_args"]
+    assert {name: stored[name] for name in finished.settings.as_dict()} == finished.settings.as_dict()
+    model = YOLO(finished.best)
+    assert model.predict(torch.zeros(1, 3, 64, 64), verbose=False)
+    arguments = {"device": "cpu", "plots": False, "project": str(tmp_path)}
+    assert model.val(**arguments).results_dict[MAP50] == pytest.approx(finished.metrics[MAP50])
+    assert MAP50 in model.train(data=finished.args.data, epochs=1, **arguments).results_dict
+
+
+def test_one_class_learns_from_a_teacher_of_one_class(arguments, tmp_path):
+    teacher = Trainer(overrides=arguments(tmp_path, single_cls=True))
+    teacher.train()
+    checkpoint = torch.load(teacher.best, weights_only=False)
+    checkpoint["model"].names = {0: "red"}
+    torch.save(checkpoint, teacher.best)
+    assert set_up(**arguments(tmp_path, single_cls=True, distill_model=str(teacher.best))).model.teacher_model
+
+
 # Optimizer and layers
 
 
@@ -235,7 +267,10 @@ def test_head_rate_is_warmed_up_and_resumed(interrupted):
 @pytest.mark.parametrize("distilled", [False, True])
 def test_frozen_backbone_stays(arguments, finished, tmp_path, distilled):
     teacher = {"distill_model": str(finished.best)} if distilled else {}
-    trainer = Trainer(overrides=arguments(tmp_path, model=str(finished.last), freeze_backbone=True, **teacher))
+    overrides = arguments(tmp_path, model=str(finished.last), freeze_backbone=True, **teacher)
+    with pytest.raises(ValueError, match=r"freeze must be left out or be 7, .* beside freeze_backbone, got 3"):
+        set_up(**overrides, freeze=3)
+    trainer = Trainer(overrides=overrides)
     trainer.train()
     before, after = state(finished.last), state(trainer.last)
     backbone = {name for name in before if int(name.split(".")[1]) < 7}
@@ -328,6 +363,25 @@ def test_run_killed_after_its_last_epoch_is_brought_to_its_end(interrupted):
         assert torch.load(file, weights_only=False)["optimizer"] is None
 
 
+def test_run_killed_in_its_last_validation_is_brought_to_its_end(interrupted):
+    last = interrupted(2, "on_model_save")
+
+    def interrupt(validator: Any) -> None:
+        raise KeyboardInterrupt
+
+    trainer = Trainer(overrides={"resume": str(last)})
+    trainer.add_callback("on_val_start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert torch.load(trainer.best, weights_only=False)["optimizer"] is None
+    trainer = Trainer(overrides={"resume": str(last)})
+    trainer.train()
+    assert MAP50 in trainer.metrics
+    results = [torch.load(file, weights_only=False)["train_results"] for file in (trainer.last, trainer.best)]
+    assert results[0] == results[1]
+    assert results[0]["epoch"] == [1, 2, 3]
+
+
 def test_run_killed_when_stopped_early_is_brought_to_its_end(interrupted):
     last = interrupted(1, "on_model_save", patience=1, lr0=1e-9, warmup_bias_lr=0.0)  # its fitness stays 0
     checkpoint = torch.load(last, weights_only=False)
@@ -359,6 +413,27 @@ def test_resume_refuses_a_final_checkpoint(finished):
         set_up(resume=str(finished.last))
 
 
+def test_resume_refuses_a_final_checkpoint_of_a_distillation(arguments, finished, tmp_path):
+    trainer = Trainer(overrides=arguments(tmp_path, distill_model=str(finished.best)))
+    trainer.train()
+    with pytest.raises(ValueError, match=r"resume must be a checkpoint of an unfinished run"):
+        set_up(resume=str(trainer.last))
+
+
+def test_run_is_resumed_where_its_checkpoint_lies(interrupted, tmp_path):
+    last = interrupted(1)
+    moved = tmp_path / "moved" / "again"
+    shutil.copytree(last.parent.parent, moved)
+    before = last.read_bytes()
+    trainer = Trainer(overrides={"resume": str(moved / "weights" / "last.pt")})
+    trainer.train()
+    assert trainer.save_dir == moved
+    assert epochs(trainer) == [1, 2, 3]
+    assert last.read_bytes() == before
+    elsewhere = tmp_path / "elsewhere"
+    assert Trainer(overrides={"resume": str(last), "save_dir": str(elsewhere)}).save_dir == elsewhere
+
+
 def test_distillation_is_resumed(interrupted, finished):
     last = interrupted(1, distill_model=str(finished.best), kd_feat=2.0)
     stored = torch.load(last, weights_only=False)["ema"]
@@ -376,7 +451,54 @@ def test_distillation_is_resumed(interrupted, finished):
         set_up(resume=str(interrupted(1, distill_model=str(finished.best), name="other")), distill_model=None)
 
 
+def test_resume_refuses_a_teacher_of_another_width(interrupted, finished, tmp_path):
+    last = interrupted(1, distill_model=str(finished.best))
+    wider = DetectionModel(
+        {**TINY, "backbone": [*TINY["backbone"][:4], [-1, 1, "C2f", [80, True]], *TINY["backbone"][5:]]}
+    )
+    wider.names = finished.data["names"]
+    torch.save({"model": wider, "train_args": {}}, tmp_path / "wider.pt")
+    with pytest.raises(
+        ValueError, match=r"distill_model must be as in the run that resume goes on with, got .*wider\.pt"
+    ):
+        set_up(resume=str(last), distill_model=str(tmp_path / "wider.pt"))
+
+
 # Files
+
+
+def test_folder_with_files_is_refused(arguments, tmp_path):
+    folder = tmp_path / "project"
+    overrides = arguments(tmp_path, save_dir=str(folder))
+    Trainer(overrides=overrides)
+    Trainer(overrides=overrides)  # the first has left nothing of value
+    (folder / "weights" / "notes.txt").write_text("precious")
+    with pytest.raises(
+        ValueError, match=r"save_dir must be a new or an empty folder, and .*project holds files; .*exist_ok"
+    ):
+        Trainer(overrides=overrides)
+    assert Trainer(overrides={**overrides, "exist_ok": True}).save_dir == folder
+
+
+def test_nothing_is_deleted_for_several_gpus(arguments, tmp_path, monkeypatch):
+    pytest.importorskip("cloudpickle")
+    trainer = Trainer(overrides=arguments(tmp_path))
+    trainer.ddp, trainer.world_size = True, 2
+    (trainer.save_dir / "notes.txt").write_text("precious")
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: commands.append(command))
+    trainer.train()
+    assert (trainer.save_dir / "notes.txt").exists()
+    assert commands[0][1:5] == ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+
+
+def test_invalid_checkpoint_is_left_as_it_is(finished, tmp_path, caplog):
+    file = tmp_path / "best.pt"
+    file.write_bytes(b"no checkpoint")
+    assert finished._strip_best(file) == {}
+    assert file.read_bytes() == b"no checkpoint"
+    assert "not a valid Ultralytics model" in caplog.text
+    assert "Optimizer stripped" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
@@ -409,9 +531,10 @@ def test_every_checkpoint_is_replaced_and_not_written_over(interrupted):
     assert last.read_bytes() != contents["last.pt"]
 
 
-def test_interrupted_stripping_leaves_the_old_checkpoint(interrupted, monkeypatch):
+def test_interrupted_stripping_leaves_the_old_checkpoints(interrupted, monkeypatch):
     last = interrupted(2, "on_model_save")
     before = last.read_bytes()
+    fitness = torch.load(last, weights_only=False)["best_fitness"]
 
     def interrupt(checkpoint: Any, file: Path) -> None:
         Path(file).write_bytes(before[:100])
@@ -422,6 +545,7 @@ def test_interrupted_stripping_leaves_the_old_checkpoint(interrupted, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert last.read_bytes() == before
+    assert torch.load(trainer.best, weights_only=False)["best_fitness"] == fitness
 
 
 def test_tensorboard_holds_what_results_csv_holds(arguments, tmp_path):
@@ -494,28 +618,45 @@ def test_two_processes_on_a_cpu(arguments, finished, tmp_path):
 
 def test_ultralytics_launches_it(arguments, finished, tmp_path):
     """What ultralytics starts in each process of a run on several GPUs, here on the CPU."""
-    pytest.importorskip("cloudpickle")
     trainer = Trainer(overrides=arguments(tmp_path, distill_model=str(finished.best), kd_cls=3.0))
-    file = launching.generate_ddp_file(trainer)
-    try:
-        launched = runpy.run_path(file, run_name="__main__")["trainer"]
-    finally:
-        launching.ddp_cleanup(trainer, file)
+    launched = launch(trainer)
     assert launched.settings.kd_cls == 3.0
     assert rows(launched)[0]["train/kd_cls"] > 0
     assert launched.save_dir == trainer.save_dir
 
 
+def test_ultralytics_launches_a_resumed_run(interrupted, tmp_path, caplog):
+    last = interrupted(2, rect=True, kd_cls=3.0)
+    trainer = Trainer(overrides={"resume": str(last), "save_dir": str(tmp_path / "other")})
+    trainer.args.rect = False  # as ultralytics does for several GPUs
+    caplog.clear()
+    launched = launch(trainer)
+    assert launched.save_dir == tmp_path / "other"
+    assert (launched.args.name, launched.args.rect, launched.settings.kd_cls) == ("other", False, 3.0)
+    assert epochs(launched) == [1, 2, 3]
+    assert "Resume ignores" not in caplog.text
+
+
 # Refusals
+
+
+def test_torchrun_needs_a_device_for_each_process(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "WORLD_SIZE", 2)
+    monkeypatch.setattr(engine, "select_device", lambda device: torch.device("cuda", 0))
+    overrides = arguments(tmp_path, save_dir=str(tmp_path / "run"), device="0")
+    with pytest.raises(
+        ValueError, match=r"a GPU for each of the 2 processes .* got '0'; pass device=0,1, or device=cpu"
+    ):
+        Trainer(overrides=overrides)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"freeze_backbone": True, "freeze": 3}, r"freeze must be left out or be 7, .* beside freeze_backbone, got 3"),
         ({"freeze_backbone": True}, r"freeze_backbone needs a trained backbone, and 0% of this one's parameters come"),
         ({"distill_model": "yolov8n.pt", "quantize": 8}, r"quantize must not be 8 beside distill_model"),
         ({"model": "yolo26n.yaml", "tal_topk": 5}, r"tal_topk must be left as it is for an end-to-end model, got 5"),
+        ({"kd_labels": False}, r"kd_labels must be true without distill_model"),
         ({"head_lr": 0.0}, r"head_lr must be a number above 0, got 0\.0"),
     ],
 )
@@ -550,6 +691,15 @@ def test_report_of_a_run(finished):
         assert term["value"] == pytest.approx(sum(row[column] for row in later) / 2)
     assert [term["gain"] for term in written["terms"]] == list(YOLOV8.values())
     assert sum(term["share"] for term in written["terms"]) == pytest.approx(1)
+
+
+def test_report_of_a_run_shorter_than_report_epochs(interrupted):
+    folder = interrupted(1).parent.parent  # three epochs, as report_epochs
+    assert not (folder / "loss_report.json").exists()
+    trainer = Trainer(overrides={"resume": str(folder / "weights" / "last.pt")})
+    trainer.epochs = 2
+    trainer.train()
+    assert json.loads((folder / "loss_report.json").read_text())["epochs"] == 1
 
 
 def test_report_of_a_distillation_counts_terms_with_their_full_weight(arguments, finished, tmp_path):

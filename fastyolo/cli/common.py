@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -92,11 +93,11 @@ def load(weights: str, how: str = "with --weights FILE") -> Any:
     return model
 
 
-def check_device(device: str | None) -> None:
-    """Refuse the names of CUDA devices, as ultralytics takes them, where there are none."""
+def check_device(device: Any) -> None:
+    """Refuse CUDA devices, as ultralytics takes them (0, "0,1", ["cuda:0"]), where there are none."""
     import torch
 
-    if device and (device[0].isdigit() or device.startswith("cuda")) and not torch.cuda.is_available():
+    if re.match(r"[\[(' ]*(\d|cuda)", str(device)) and not torch.cuda.is_available():
         raise typer.BadParameter(f"torch sees no CUDA device, got {device!r}.", param_hint="--device")
 
 

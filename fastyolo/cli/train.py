@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -14,16 +15,20 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fastyolo._files import write_json
 from fastyolo.cli.common import Debug, Json, check_device, reporting
-from fastyolo.train import presets
+from fastyolo.train import presets, settings
 
 DEFAULT_MODEL = "yolov8s-fast.yaml"
 
 # A run's args.yaml holds them too, where they say what that run was.
 _NOT_ARGUMENTS = ("mode", "resume", "task")
+
+# There they say where that run was; in a file without a mode, which somebody wrote, where the new one is to be.
+_PLACE = ("exist_ok", "name", "save_dir")
 
 
 class Preset(str, Enum):
@@ -39,6 +44,16 @@ def _list_presets(wanted: bool) -> None:
         for name in presets.NAMES:
             print(f"{name:14} {presets.summary(name)}")
         print(f"The files, with the reasons, are in {presets.FOLDER}")
+        raise typer.Exit
+
+
+def _list_settings(wanted: bool) -> None:
+    if wanted:
+        table = Table("setting", "default", "meaning", box=None)
+        for row in settings.explained():
+            table.add_row(*map(escape, row))
+        Console(highlight=False).print(table)
+        print("They are given with --set or in --config, as are ultralytics' own arguments.")
         raise typer.Exit
 
 
@@ -68,7 +83,7 @@ def train(
             metavar="YAML",
             exists=True,
             dir_okay=False,
-            help="Arguments in a file, such as a run's args.yaml; they win over the preset's.",
+            help="Arguments in a file, such as a run's args.yaml, but for its folder; they win over the preset's.",
         ),
     ] = None,
     epochs: Annotated[
@@ -89,13 +104,15 @@ def train(
             "--save-dir",
             metavar="DIR",
             file_okay=False,
-            help="Folder of the run.",
+            help="Folder of the run, new or empty.",
             show_default="the next of runs/detect/train, train-2, ...",
         ),
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any argument of ultralytics or fastyolo; repeatable."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any argument of ultralytics or of --list-settings; repeatable."
+        ),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -108,13 +125,16 @@ def train(
         bool,
         typer.Option("--list-presets", callback=_list_presets, is_eager=True, help="Show what the presets are for."),
     ] = False,
+    list_settings: Annotated[
+        bool,
+        typer.Option("--list-settings", callback=_list_settings, is_eager=True, help="Show fastyolo's own arguments."),
+    ] = False,
 ) -> None:
     """Train a detector, with a teacher if one is given.
 
     Where an argument comes from several places, options and --set win over --config, that over --preset.
     """
     with reporting(debug):
-        check_device(device)
         from fastyolo.integrations.ultralytics import runs
 
         options = {
@@ -135,9 +155,13 @@ def train(
             arguments = {**_file(presets.path(preset.value) if preset else None), **_file(config), **given}
             arguments.setdefault("model", DEFAULT_MODEL)
         _check(arguments)
-        runs.check_model(arguments["model"])
+        first = _is_first_process()
+        if first:  # which downloads what the others then find
+            runs.check_model(str(arguments["model"]))
+            if arguments.get("distill_model"):
+                runs.check_teacher(str(arguments["distill_model"]))
         trainer = _trained(arguments)
-        if not _is_first_process():
+        if not first:
             return
         metrics = runs.metrics(trainer)
         files = {"best": str(trainer.best), "last": str(trainer.last), "results": str(trainer.csv)}
@@ -186,7 +210,8 @@ def _file(path: Path | None) -> dict[str, Any]:
         raise typer.BadParameter("expected lines of KEY: VALUE.", param_hint=str(path))
     if (task := arguments.get("task", "detect")) != "detect":
         raise typer.BadParameter(f"task must be 'detect', got {task!r}.", param_hint=str(path))
-    arguments = {name: value for name, value in arguments.items() if name not in _NOT_ARGUMENTS}
+    left_out = (*_NOT_ARGUMENTS, *_PLACE) if "mode" in arguments else _NOT_ARGUMENTS
+    arguments = {name: value for name, value in arguments.items() if name not in left_out}
     _check_names(arguments, str(path))
     return arguments
 
@@ -219,17 +244,13 @@ def _check(arguments: Mapping[str, Any]) -> None:
 
     if not arguments.get("data") and "resume" not in arguments:
         raise typer.BadParameter("it is missing, and no --config names a data set.", param_hint="--data")
+    check_device(arguments.get("device"))
     try:
         runs.check_values(arguments)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    folder = arguments.get("save_dir")
-    new = "resume" not in arguments and not arguments.get("exist_ok") and _is_first_process()
-    if folder and new and _holds_run(Path(folder)):
-        raise typer.BadParameter(
-            f"{folder} holds a run already; choose another folder, or overwrite it with --set exist_ok=true.",
-            param_hint="--save-dir",
-        )
+    if not arguments.get("save", True):
+        raise typer.BadParameter("save must be true, got false, with which a run can end without a checkpoint.")
 
 
 def _is_first_process() -> bool:
@@ -237,25 +258,29 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _holds_run(folder: Path) -> bool:
-    """Whether something would be lost; a run that failed before its first epoch leaves less."""
-    return (folder / "results.csv").exists() or any((folder / "weights").glob("*.pt"))
-
-
 def _trained(arguments: Mapping[str, Any]) -> Any:
     """The trainer after its work; what Ctrl-C interrupts can be continued."""
     from fastyolo.train import Trainer
 
     trainer = Trainer(overrides=dict(arguments))
+    before = _modified(trainer.last)  # of a run that this one overwrites
     try:
         trainer.train()
     except KeyboardInterrupt:
+        saved = _modified(trainer.last) not in (None, before)
+        checkpoint = trainer.last if saved else arguments.get("resume")
         advice = "start it again"
-        if trainer.last.exists():
-            advice = f"continue it with: fastyolo train --resume {shlex.quote(str(trainer.last))}"
+        if checkpoint:
+            advice = f"continue it with: fastyolo train --resume {shlex.quote(str(checkpoint))}"
         print(f"\nfastyolo: The run was interrupted; {advice}", file=sys.stderr)
         raise typer.Exit(130) from None
+    except subprocess.CalledProcessError as error:  # of the processes for several GPUs
+        raise RuntimeError("A training process failed; its message is above.") from error
     return trainer
+
+
+def _modified(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.exists() else None
 
 
 def _report(metrics: Mapping[str, float], files: Mapping[str, str]) -> None:

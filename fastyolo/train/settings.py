@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,7 +19,8 @@ KD_MASKS = ("confidence", "positives", "all")
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a training run beyond ultralytics' own; as they are by default, the run is ultralytics'.
+    """Settings of a training run beyond ultralytics' own; as they are by default, the run is ultralytics', except that
+    data sets with files that cannot be used, or a split without objects, are refused (`skip_bad_labels`).
 
     They stand beside ultralytics' arguments in presets, configuration files, `--set`, args.yaml and checkpoints, so no
     name is one of ultralytics'. Distillation begins with ultralytics' argument `distill_model`, the teacher.
@@ -46,8 +50,8 @@ class Settings:
         head_lr: the head's learning rate as a multiple of that of the rest.
         freeze_backbone: keep the backbone's parameters and statistics as they are.
         report_epochs: epochs after which the loss terms are compared and gains suggested; 0: never.
-        skip_bad_labels: leave out images that cannot be read and those with malformed labels, as ultralytics does;
-            False refuses the data set.
+        skip_bad_labels: leave out images that cannot be read and those with malformed labels, as ultralytics does, and
+            validate even where no image has an object; False refuses the data set.
         tensorboard: log the losses, metrics and learning rates for TensorBoard too.
     """
 
@@ -111,6 +115,14 @@ def _is_number(value: Any) -> bool:
 
 
 NAMES = frozenset(field.name for field in fields(Settings))
+
+
+def explained() -> Iterator[tuple[str, str, str]]:
+    """Name, default, as YAML has it, and meaning of each setting."""
+    lines = inspect.getdoc(Settings).partition("Attributes:\n")[2]  # type: ignore[union-attr]
+    meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", lines, re.MULTILINE))
+    for field in fields(Settings):
+        yield field.name, json.dumps(field.default).strip('"'), " ".join(meanings[field.name].split())
 
 
 def split(arguments: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:

@@ -97,9 +97,10 @@ class CheckedDataset(YOLODataset):
         return labels
 
     def _without_objects(self, files: list[str]) -> ValueError:
+        way_out = "" if self.augment else "; to validate on it all the same, set skip_bad_labels=true"
         return ValueError(
             f"None of the {len(files):,} images of the data set's split {self._split!r} has an object: expected files "
-            f"like {self.get_label_files()[0]} with a line of class, x, y, width and height for each object."
+            f"like {self.get_label_files()[0]} with a line of class, x, y, width and height for each object{way_out}."
         )
 
     def _why_refused(self, image: str, files: list[str]) -> str:

@@ -124,6 +124,11 @@ class Distillation(DistillationModel):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.training and isinstance(x, Tensor) and self.teacher_model is not None:
+            self._teach(x)  # for AutoBatch, which alone calls it so, to measure the memory
+        return super().forward(x, *args, **kwargs)
+
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the student and, in training, those of the distillation.
 
@@ -243,8 +248,10 @@ def _check_settings(settings: Settings, student: DetectionModel, teacher: Detect
             raise ValueError(
                 "kd_mask must not be 'positives', which the labels tell, when kd_labels is false; use 'confidence'."
             )
-        if not (settings.kd_cls or settings.kd_box or settings.kd_feat):
-            raise ValueError("kd_labels must be true when kd_cls, kd_box and kd_feat are 0, or nothing is learnt.")
+        if not (settings.kd_cls and settings.kd_box):
+            raise ValueError(
+                "kd_labels must be true when kd_cls or kd_box is 0, or that branch of the head learns from nothing."
+            )
     head, other = student.model[-1], teacher.model[-1]
     if settings.kd_cls and settings.kd_cls_loss == "kl" and head.nc == 1:
         raise ValueError("kd_cls_loss must be 'bce' for a single class, whose softmax is always 1, got 'kl'.")
@@ -278,13 +285,14 @@ def _listed(strides: list[float]) -> str:
 def _class_order(student: DetectionModel, teacher: DetectionModel) -> Tensor | None:
     """[C] int64: the teacher's index of each of the student's classes; None if all are their own."""
     ours, theirs = ([model.names[i] for i in range(len(model.names))] for model in (student, teacher))
-    if ours == theirs:
+    if ours == theirs or len(ours) == len(theirs) == 1:  # single_cls renames the student's class
         return None
     if sorted(ours) != sorted(theirs):
         missing, extra = Counter(ours) - Counter(theirs), Counter(theirs) - Counter(ours)
         difference = f"no {next(iter(missing))!r}" if missing else f"{next(iter(extra))!r} besides"
         raise ValueError(
-            f"distill_model must have the student's {len(ours)} classes, in any order, but it has {difference}."
+            f"distill_model must have the student's {len(ours)} {'class' if len(ours) == 1 else 'classes'}, in any "
+            f"order, but it has {difference}."
         )
     # Sorting pairs classes of the same name in the order in which they come.
     pairs = zip(*(sorted(range(len(names)), key=names.__getitem__) for names in (ours, theirs)), strict=True)

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,21 @@ from ultralytics.cfg import get_cfg
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import guess_model_task, load_checkpoint, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.patches import torch_load
 
 from fastyolo.train import settings
 
-__all__ = ["NAMES", "RESUMABLE", "check_model", "check_names", "check_resumable", "check_values", "metrics"]
+__all__ = [
+    "NAMES",
+    "RESUMABLE",
+    "check_model",
+    "check_names",
+    "check_resumable",
+    "check_teacher",
+    "check_values",
+    "metrics",
+]
 
 # ultralytics' arguments; the two that its default.yaml does not list are those that its check of names lets pass.
 NAMES = frozenset(DEFAULT_CFG_DICT) | {"augmentations", "save_dir"}
@@ -74,21 +85,69 @@ def check_values(arguments: Mapping[str, Any]) -> None:
 
 
 def check_model(file: str) -> None:
-    """Refuse a model that is not there, or not a detector.
+    """Refuse a model that is not there, cannot be read, or is no detector.
+
+    Args:
+        file: a YAML file, a checkpoint, or the stem of one of ultralytics' own, such as "yolov8s".
 
     Raises:
         FileNotFoundError: it is neither on this machine nor ultralytics' to download.
-        ValueError: it is for another task.
+        ValueError: its content is something else.
     """
+    what = f"The model {file!r}"
+    expected = "a model's YAML file, such as yolov8s-fast.yaml, or a checkpoint"
+    if not _is_yaml(file):
+        _check_checkpoint(what, str(check_model_file_from_stem(file)), expected)
+        return
+    with _finding(what, expected):
+        model = yaml_model_load(file)
+    for part in ("backbone", "head"):
+        rows = model.get(part)
+        if not (rows and isinstance(rows, list) and all(isinstance(row, list) and len(row) == 4 for row in rows)):
+            raise ValueError(
+                f"{what} must have, as {part}, a list with [from, repeats, module, arguments] for each layer; correct "
+                f"it, or pass another model."
+            )
+    _check_task(what, guess_model_task(model))
+
+
+def check_teacher(file: str) -> None:
+    """Refuse a teacher that is not there, cannot be read, or is no detector; one to download is on this machine then.
+
+    Raises:
+        FileNotFoundError: it is neither on this machine nor ultralytics' to download.
+        ValueError: its content is something else.
+    """
+    _check_checkpoint(f"The teacher {file!r}", file, "a checkpoint")
+
+
+def _check_checkpoint(what: str, file: str, expected: str) -> None:
+    if not file.endswith(".pt"):
+        raise ValueError(f"{what} is of an unknown kind; pass {expected} (.pt).")
     try:
-        task = guess_model_task(yaml_model_load(file)) if _is_yaml(file) else load_checkpoint(file)[0].task
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"The model {file!r} is not on this machine and cannot be downloaded; pass a model's YAML file, such as "
-            f"yolov8s-fast.yaml, or a checkpoint."
+        with _finding(what, expected):
+            task = load_checkpoint(file)[0].task
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # unpickling a damaged or foreign file raises whatever its bytes suggest
+        reason = type(error.__cause__ or error).__name__
+        raise ValueError(
+            f"{what} cannot be read as a checkpoint of ultralytics ({reason}); pass {expected}."
         ) from error
+    _check_task(what, task)
+
+
+@contextmanager
+def _finding(what: str, expected: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(f"{what} is not on this machine and cannot be downloaded; pass {expected}.") from error
+
+
+def _check_task(what: str, task: str | None) -> None:
     if task not in ("detect", None):  # None: a head that ultralytics does not know
-        raise ValueError(f"{file!r} is a model for the task {task!r}; pass one for detection.")
+        raise ValueError(f"{what} is for the task {task!r}; pass one for detection.")
 
 
 def _is_yaml(file: str) -> bool:

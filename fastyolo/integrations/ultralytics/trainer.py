@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from logging import LogRecord
@@ -28,7 +29,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.models.yolo.detect import val as detection_validation
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE, IterableSimpleNamespace, autobatch
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE, IterableSimpleNamespace, autobatch, torch_utils
+from ultralytics.utils.dist import find_free_network_port, generate_ddp_file
 from ultralytics.utils.torch_utils import TORCH_2_13, autocast, init_seeds, strip_optimizer, unwrap_model
 
 from fastyolo import _files
@@ -62,17 +64,20 @@ class Trainer(DetectionTrainer):
 
     - `distill_model` is the teacher of a `Distillation`.
     - On a CPU, amp="bf16" and channels_last=True have an effect, and torchrun may start several processes.
-    - Checkpoints are replaced in one step. `resume` goes on after a kill at any moment, with the checkpoint's settings
-      and, as with ultralytics, from the averaged weights. It derives new random seeds from the epoch, since the state
-      of the workers that load the images is out of reach.
-    - After `report_epochs` epochs, the log and loss_report.json tell which gains of the loss to change.
+    - Checkpoints are replaced in one step, and keep the settings at the end. `resume` goes on after a kill at any
+      moment, in the folder that the checkpoint now lies in, with its settings and, as with ultralytics, from the
+      averaged weights. It derives new random seeds from the epoch, since the state of the workers that load the images
+      is out of reach. That last.pt is final tells that the run is finished.
+    - After `report_epochs` epochs, or the last, the log and loss_report.json tell which gains of the loss to change.
+    - No folder is deleted, and a `save_dir` that holds something is refused without `exist_ok`.
 
     Attributes:
         settings: fastyolo's settings of the run.
 
     Raises:
-        ValueError: a setting has a value that it cannot have or contradicts another, or an argument given beside
-            `resume` differs from the checkpoint's.
+        ValueError: a setting has a value that it cannot have or contradicts another, an argument given beside
+            `resume` differs from the checkpoint's, `save_dir` holds something, or torchrun started more processes than
+            there are devices.
         ModuleNotFoundError: `tensorboard` is asked for, and its package is missing.
     """
 
@@ -85,8 +90,12 @@ class Trainer(DetectionTrainer):
     def __init__(
         self, cfg: Any = DEFAULT_CFG, overrides: Mapping[str, Any] | None = None, _callbacks: Any = None
     ) -> None:
-        given = dict(overrides or {})
-        self.settings, _ = split({**cfg2dict(cfg), **given})
+        given, defaults = dict(overrides or {}), cfg2dict(cfg)
+        self.settings, _ = split({**defaults, **given})
+        # The mark of the script that ultralytics starts on each GPU, to which it hands all arguments of this process.
+        self._launched = defaults.get("save_dir") == ""
+        if RANK in {-1, 0} and not self._launched:
+            _check_folder({**defaults, **given})
         arguments = {name: value for name, value in given.items() if name not in NAMES}
         self._given = {name: value for name, value in given.items() if name in NAMES}
         folder = _SharedFolder() if WORLD_SIZE > 1 and not arguments.get("save_dir") else None
@@ -98,20 +107,34 @@ class Trainer(DetectionTrainer):
         self.wdir = _WeightsPath(self.wdir)
         self.last, self.best = self.wdir / self.last.name, self.wdir / self.best.name
         self._cpu_processes = WORLD_SIZE > 1 and self.device.type == "cpu"
-        self._trained_backbone = 1.0  # until a model is built here; one that is handed over was checked by who did
+        if WORLD_SIZE > 1 and self.world_size not in {0, WORLD_SIZE}:
+            raise ValueError(
+                f"device must name a GPU for each of the {WORLD_SIZE} processes that torchrun started, got "
+                f"{self.args.device!r}; pass device={','.join(map(str, range(WORLD_SIZE)))}, or device=cpu."
+            )
         self._writer: Any = None
         self._batches = 0  # of this epoch
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         with _rebound(engine, get_cfg=_get_cfg):
-            super().check_resume(overrides)
-        if self.resume:
+            super().check_resume({} if self._launched else overrides)
+        if self._launched:
+            vars(self.args).update(overrides)  # that process has checked them, and adapted some
+        elif self.resume:
+            self._resume_in_place(overrides)
             self.settings, _ = split(vars(self.args))
-        vars(self.args).update(self.settings.as_dict())
-        if self.resume:
             self._refuse_changes({**overrides, **self._given})
+        vars(self.args).update(self.settings.as_dict())
+        if self.args.distill_model is None:
+            self._check_no_teacher()
         if self.settings.tensorboard:
             _summary_writer()
+
+    def _resume_in_place(self, overrides: Mapping[str, Any]) -> None:
+        """In the folder of the checkpoint, which may have been moved or copied since it named another."""
+        folder = Path(self.args.model).absolute().parent
+        if not overrides.get("save_dir") and folder.name == "weights":
+            self.args.save_dir = str(folder.parent)
 
     def _refuse_changes(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
@@ -121,6 +144,15 @@ class Trainer(DetectionTrainer):
                     f"{name} must be left out beside resume or be the checkpoint's, {kept!r}, got {value!r}; start a "
                     "new run to change it."
                 )
+
+    def _check_no_teacher(self) -> None:
+        if not self.settings.kd_labels:
+            raise ValueError("kd_labels must be true without distill_model, or there is nothing to learn from.")
+        default = Settings().as_dict()
+        changed = [name for name, value in self.settings.as_dict().items() if value != default[name]]
+        without_effect = [name for name in changed if name.startswith("kd_")]
+        if without_effect and RANK in {-1, 0} and not self._launched:
+            LOGGER.warning(f"Without distill_model, these settings have no effect: {', '.join(without_effect)}.")
 
     def get_dataset(self) -> dict[str, Any]:
         with reading(self.args.data):
@@ -143,7 +175,8 @@ class Trainer(DetectionTrainer):
         taken = transfer(model, weights) if weights else None
         if taken and RANK in {-1, 0}:
             LOGGER.info(f"{taken}.")
-        self._trained_backbone = taken.backbone if taken else 0.0
+        if self.settings.freeze_backbone:  # here, since on several GPUs the model may be built before they are started
+            _check_trained(taken.backbone if taken else 0.0)
         return model
 
     def setup_model(self) -> dict[str, Any] | None:
@@ -155,6 +188,8 @@ class Trainer(DetectionTrainer):
         with _rebound(engine, load_checkpoint=_load_student):
             checkpoint = super().setup_model()
         if self.resume:
+            if checkpoint["epoch"] < 0:
+                raise ValueError(f"resume must be a checkpoint of an unfinished run, and {self.args.model} is final.")
             init_seeds(self._seed(checkpoint), deterministic=self.args.deterministic)
         self.model = self.model.to(self.device)
         if self.settings.freeze_backbone:
@@ -178,11 +213,6 @@ class Trainer(DetectionTrainer):
                 f"freeze must be left out or be {layers}, the length of the backbone, beside freeze_backbone, got "
                 f"{self.args.freeze!r}."
             )
-        if self._trained_backbone < _FREEZABLE:
-            raise ValueError(
-                f"freeze_backbone needs a trained backbone, and {self._trained_backbone:.0%} of this one's parameters "
-                "come from a checkpoint; pass one of the same architecture as model or pretrained."
-            )
         self.args.freeze = layers
 
     def _add_teacher(self) -> None:
@@ -198,10 +228,10 @@ class Trainer(DetectionTrainer):
 
     def _restore_adapters(self, checkpoint: Mapping[str, Any]) -> None:
         stored = checkpoint["ema"]
-        if isinstance(stored, DistillationModel) != isinstance(self.model, Distillation):
+        if _adapter_shapes(stored) != _adapter_shapes(self.model):
             raise ValueError(
                 f"distill_model must be as in the run that resume goes on with, got {self.args.distill_model!r}; start "
-                "a new run to add a teacher or to drop it."
+                "a new run to add a teacher, to drop it or to take one of another architecture."
             )
         if isinstance(self.model, Distillation):
             self.model.projector.load_state_dict(stored.projector.state_dict())
@@ -229,9 +259,13 @@ class Trainer(DetectionTrainer):
 
     # The loop
 
+    def train(self) -> None:
+        with _rebound(engine, generate_ddp_command=_ddp_command):
+            super().train()
+
     def _do_train(self) -> None:
         with ExitStack() as run:
-            run.enter_context(_rebound(engine, autocast=_autocast, strip_optimizer=_strip_optimizer))
+            run.enter_context(_rebound(engine, autocast=_autocast))
             run.enter_context(_rebound(autobatch, autocast=_autocast))
             if self._cpu_processes and not distributed.is_initialized():
                 distributed.init_process_group("gloo", rank=RANK, world_size=WORLD_SIZE)
@@ -280,7 +314,7 @@ class Trainer(DetectionTrainer):
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, epoch)
             self._writer.flush()
-        if epoch == self.settings.report_epochs:
+        if epoch == min(self.settings.report_epochs, self.epochs):
             self._report_losses()
 
     def _report_losses(self) -> None:
@@ -290,6 +324,8 @@ class Trainer(DetectionTrainer):
             for name, values in self.read_results_csv().items()
             if name.startswith("train/")
         }
+        if not columns:  # ultralytics could not read the file
+            return
         if LOSS_NAMES[0] in columns and not self.settings.kd_labels:  # the labels' terms are in the log, not the loss
             columns = {name: columns[name] for name in LOSS_NAMES}
         epochs = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -301,6 +337,18 @@ class Trainer(DetectionTrainer):
         _files.write_json(self.save_dir / "loss_report.json", report.as_dict())
 
     def final_eval(self) -> None:
+        """ultralytics' own, except that last.pt becomes final only afterwards: until then, resume can repeat it."""
+        with _rebound(engine, strip_optimizer=self._strip_best):
+            self._validate_best()
+        if RANK in {-1, 0} and self.last.exists():
+            _strip_optimizer(self.last)
+
+    def _strip_best(self, file: Path, updates: dict[str, Any] | None = None) -> dict[str, Any]:
+        if file == self.last:
+            return {"train_results": self.read_results_csv()}  # all that is asked of it, for best.pt
+        return _strip_optimizer(file, updates)
+
+    def _validate_best(self) -> None:
         if not self._cpu_processes:
             super().final_eval()
         elif RANK == 0:
@@ -311,7 +359,7 @@ class Trainer(DetectionTrainer):
                 self.validator.dataloader = self.get_dataloader(images, batch_size=batch, rank=-1, mode="val")
                 super().final_eval()
         else:
-            distributed.barrier()  # the first process meets the others here once it has stripped the checkpoints
+            distributed.barrier()  # the first process meets the others here once it has stripped best.pt
 
     # Resuming
 
@@ -319,8 +367,6 @@ class Trainer(DetectionTrainer):
         if not self.resume or ckpt is None:
             return super().resume_training(ckpt)
         epochs = ckpt["epoch"] + 1
-        if epochs == 0:
-            raise ValueError(f"resume must be a checkpoint of an unfinished run, and {self.args.model} is final.")
         if RANK in {-1, 0}:
             self._restore_files(ckpt)
         if epochs < self.epochs:
@@ -383,8 +429,42 @@ class _SharedFolder:
         return self._store.get(self._key).decode()
 
 
+def _check_folder(arguments: Mapping[str, Any]) -> None:
+    folder = arguments.get("save_dir")
+    if not folder or arguments.get("exist_ok") or arguments.get("resume"):
+        return
+    # A run that fails before it has begun leaves args.yaml and the empty folder weights.
+    if any(path.name not in {"args.yaml", "weights"} for path in Path(folder).rglob("*")):
+        raise ValueError(
+            f"save_dir must be a new or an empty folder, and {folder} holds files; choose another, or pass "
+            "exist_ok=true to write among them."
+        )
+
+
+def _ddp_command(trainer: Trainer) -> tuple[list[str], str]:
+    """generate_ddp_command(), which would delete the folder of the run."""
+    file = generate_ddp_file(trainer)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(trainer.world_size)]
+    return [*launcher, "--master_port", str(find_free_network_port()), file], file
+
+
 def _student(model: Any) -> Any:
     return model.student_model if isinstance(model, DistillationModel) else model
+
+
+def _adapter_shapes(model: nn.Module) -> list[torch.Size] | None:
+    """Of a distillation's adapters; None for a model that is none."""
+    if not isinstance(model, DistillationModel):
+        return None
+    return [value.shape for value in model.projector.state_dict().values()]
+
+
+def _check_trained(backbone: float) -> None:
+    if backbone < _FREEZABLE:
+        raise ValueError(
+            f"freeze_backbone needs a trained backbone, and {backbone:.0%} of this one's parameters come from a "
+            "checkpoint; pass one of the same architecture as model or pretrained."
+        )
 
 
 def _get_cfg(cfg: Mapping[str, Any]) -> IterableSimpleNamespace:
@@ -419,12 +499,16 @@ def _autocast(enabled: bool | torch.dtype, device: str = "cuda") -> Any:
     return autocast(enabled, device)
 
 
-def _strip_optimizer(file: Path, s: str = "", updates: dict[str, Any] | None = None) -> dict[str, Any]:
-    """ultralytics' strip_optimizer(), which would write over the file."""
-    target = Path(s or file)
-    with _files.replacing(target) as temporary, _muted("Optimizer stripped"):  # into a temporary file, as it would say
-        stripped = strip_optimizer(file, temporary, updates)
-    LOGGER.info(f"Optimizer stripped from {target}, {target.stat().st_size / 1e6:.1f}MB")
+def _strip_optimizer(file: Path, updates: dict[str, Any] | None = None) -> dict[str, Any]:
+    """ultralytics' strip_optimizer(), which would write over the file, and drop fastyolo's settings."""
+    kept = torch_utils.DEFAULT_CFG_KEYS | NAMES
+    with _files.replacing(Path(file)) as temporary, _rebound(torch_utils, DEFAULT_CFG_KEYS=kept):
+        with _muted("Optimizer stripped"):  # it would name the temporary file
+            stripped = strip_optimizer(file, temporary, updates)
+        if not stripped:  # it has warned that this is no checkpoint
+            shutil.copyfile(file, temporary)
+    if stripped:
+        LOGGER.info(f"Optimizer stripped from {file}, {file.stat().st_size / 1e6:.1f}MB")
     return stripped
 
 
