@@ -66,9 +66,9 @@ def register_autograd(
 ) -> None:
     """Differentiates an operator of one output, whose tensors are its positional arguments.
 
-    It does what torch.library.register_autograd does, in two thirds of the time, 15 us less for a forward and backward
-    pass, which is as much as the kernels take on small maps: it knows the kind of schema, and the backward operator is
-    called below autograd unless a second derivative is asked for, which is answered with one sentence.
+    It does what torch.library.register_autograd does in less time, which counts on small maps (bench/NOTES.md): it
+    knows the kind of schema, and the backward operator is called below autograd unless a second derivative is asked
+    for, which is answered with one sentence.
 
     Args:
         name: of the operator; that of its backward operator is `name`_backward.

@@ -25,6 +25,15 @@ def data() -> Path:
     return Path(os.environ["FASTYOLO_DATA"])
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests of tiny maps, on which threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def ultralytics_log() -> Iterator[None]:
     """As ultralytics sets it up: fastyolo's commands lower it for the rest of their process."""
