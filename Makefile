@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 REQUIREMENTS := $(VENV)/requirements-$(TAG)
 BUILT := $(VENV)/built-$(TAG)
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*/*)
-CXX_FILES = $(shell find csrc tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*/* plugins/*)
+CXX_FILES = $(shell find csrc plugins tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: setup demo test bench lint clean
 

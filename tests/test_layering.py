@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
+PLUGINS = ROOT / "plugins"
 OPS = sorted(path.stem for path in (CSRC / "torch").glob("*.cpp") if path.stem != "library")
 CPP_SUFFIXES = {".h", ".cpp", ".cuh", ".cu"}
 
@@ -83,8 +84,24 @@ def test_torch_is_included_through_its_stable_interface_only():
         assert all(stable.match(include) for include in frameworks), path
 
 
-def test_nothing_in_csrc_includes_tensorrt():
-    assert not [path for path in cpp_files(CSRC) if any(include.startswith("NvInfer") for include in includes(path))]
+def test_tensorrt_is_included_by_the_plugins_and_what_drives_them():
+    files = [path for folder in ("csrc", "examples", "plugins", "tests") for path in cpp_files(ROOT / folder)]
+    users = {path for path in files if any(include.startswith("NvInfer") for include in includes(path))}
+    homes = (PLUGINS, ROOT / "examples" / "cpp", ROOT / "tests" / "plugins_driver.cpp")
+    assert users
+    assert [path for path in users if not any(path.is_relative_to(home) for home in homes)] == []
+
+
+def test_plugins_include_nothing_but_kernels_and_tensorrt():
+    headers = {path.name for path in cpp_files(PLUGINS)}
+    known = re.compile(r"[a-z_]+$|c(std\w+|math)$|dlfcn\.h$|kernels/\w+\.h$|NvInferRuntime\.h$")
+    strangers = {
+        f"{path.name}: {include}"
+        for path in cpp_files(PLUGINS)
+        for include in includes(path)
+        if include not in headers and not known.match(include)
+    }
+    assert not strangers
 
 
 @pytest.mark.parametrize("package", ["ultralytics", "tensorrt"])
@@ -97,7 +114,7 @@ def test_one_module_imports_each_integration(package):
 @pytest.mark.parametrize("op", OPS)
 def test_an_op_has_one_name_in_every_folder(op):
     expected = [f"csrc/kernels/{op}{suffix}" for suffix in (".h", ".cpp", ".cu")]
-    expected += [f"csrc/torch/{op}.cpp", f"fastyolo/ops/{op}.py", f"tests/test_{op}.py"]
+    expected += [f"csrc/torch/{op}.cpp", f"fastyolo/ops/{op}.py", f"tests/test_{op}.py", f"plugins/{op}_plugin.cpp"]
     assert [path for path in expected if not (ROOT / path).is_file()] == []
     for table in ("csrc/torch/library.cpp", "csrc/python/module.cpp", "fastyolo/reference.py", "tests/cases.py"):
         assert re.search(rf"\b{op}\b", (ROOT / table).read_text()), table
@@ -108,7 +125,7 @@ def test_kernels_are_launched_by_launch():
 
 
 def test_licences_stand_in_the_first_line():
-    for path in cpp_files(CSRC):
+    for path in [*cpp_files(CSRC), *cpp_files(PLUGINS), *cpp_files(ROOT / "examples"), *cpp_files(ROOT / "tests")]:
         assert path.read_text().startswith("// SPDX-License-Identifier: Apache-2.0\n"), path
     for path in python_files("fastyolo", "tests", "bench", "examples"):
         assert path.read_text().startswith("# SPDX-License-Identifier: AGPL-3.0-or-later\n"), path

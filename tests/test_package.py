@@ -117,6 +117,8 @@ def test_every_requirement_is_pinned():
             pin.name: str(pin.specifier)[2:] for pin in pins if not pin.marker or pin.marker.evaluate(python_version)
         }
         for requirement in map(Requirement, wanted):
+            if requirement.name == project["name"]:  # an extra that contains another
+                continue
             assert requirement.specifier.contains(versions[requirement.name]), (requirement, minor)
 
 
@@ -149,7 +151,7 @@ def build(source: Path, *arguments: str, **environment: str) -> subprocess.Compl
 def source(tmp_path) -> Path:
     """A copy of what a build reads, at a path with spaces."""
     source = tmp_path / "a path with spaces"
-    for folder in ("cmake", "csrc", "fastyolo"):
+    for folder in ("cmake", "csrc", "fastyolo", "plugins"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, source)

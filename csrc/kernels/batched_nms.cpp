@@ -6,6 +6,7 @@
 #include "batched_nms_workspace.h"
 #include "detect.h"
 #include "dispatch.h"
+#include "thresholds.h"
 
 namespace fastyolo {
 namespace FASTYOLO_ISA {

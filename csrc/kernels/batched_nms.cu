@@ -263,6 +263,7 @@ struct GivenBoxes {
             load_float(box + 3 * stride_c)};
   }
   __device__ static float score(float probability) { return probability; }
+  FASTYOLO_HOST_DEVICE static float score_bound(double threshold) { return round_down(threshold); }
 };
 
 DetectionLayout layout_of(const MulticlassNmsParams& p) {
@@ -307,8 +308,7 @@ Status multiclass_nms(const MulticlassNmsParams& p, Stream stream) {
   return dispatch_dtype<DType::kFloat32, DType::kFloat16, DType::kBFloat16>(
       "boxes and scores", p.dtype, [&](auto dtype) {
         using T = Element<dtype.value>;
-        const Scores scores =
-            describe_scores<T>(&map, 1, p.classes, round_down(p.settings.score_threshold), p.settings.filter);
+        const Scores scores = describe_scores<T>(&map, 1, p.classes, p.settings.filter);
         const GivenBoxes<T> boxes = {static_cast<const T*>(p.boxes), p.boxes_stride_b, p.boxes_stride_n,
                                      p.boxes_stride_c};
         return detect<T>(scores, NoDecoder{}, boxes, p.batch, p.settings, p.out, layout_of(p), p.workspace,

@@ -39,13 +39,21 @@ struct ScoreLevel {
   }
 };
 
+// What something must be above: known at the launch, or computed by bounds_kernel.
+struct Bound {
+  float value;
+  const float* computed;  // [1], in place of the value; null: none
+
+  __device__ float read() const { return computed ? __ldg(computed) : value; }
+};
+
 struct Scores {
   ScoreLevel level[kMaxLevels];
   int32_t levels;
   int32_t classes;
   int32_t anchors;  // of an image
   int32_t tiles;    // of an image
-  float bound;      // a candidate's score is above it
+  Bound bound;      // of a candidate's score
   ClassFilter filter;
 };
 
@@ -113,7 +121,7 @@ __device__ void append_hits(uint32_t hits, const CandidateLists& lists, int imag
 // classes in turn; otherwise a lane holds kWidth anchors and the warps take classes in turn. Candidates of every class
 // are appended to the image's list; best classes are left in shared.best.
 template <class T, int kWidth, bool kAlongClasses, bool kMultiLabel>
-__device__ void scan_tile(const Scores& scores, const ScoreLevel& level, int image, int first,
+__device__ void scan_tile(const Scores& scores, float bound, const ScoreLevel& level, int image, int first,
                           const CandidateLists& lists, FilterShared<T, kMultiLabel>& shared) {
   constexpr int kSteps = kWidth == 1 ? 8 : 4;  // independent loads in flight
   constexpr int kBits = kSteps * kWidth;
@@ -159,7 +167,7 @@ __device__ void scan_tile(const Scores& scores, const ScoreLevel& level, int ima
     if constexpr (kMultiLabel) {
       uint32_t hits = 0;
 #pragma unroll
-      for (int i = 0; i < kBits; ++i) hits |= static_cast<uint32_t>(value_at(i) > scores.bound) << i;
+      for (int i = 0; i < kBits; ++i) hits |= static_cast<uint32_t>(value_at(i) > bound) << i;
       if (scores.filter.enabled) {
         for (uint32_t left = hits; left != 0; left &= left - 1) {
           const int i = __ffs(left) - 1;
@@ -220,17 +228,20 @@ __global__ void __launch_bounds__(kFilterThreads, 3)
   const int size = tile_anchors<T>(level.access);
   const int first = (tile - level.first_tile) * size;
   const int thread = static_cast<int>(threadIdx.x);
+  const float bound = scores.bound.read();
 
   if (thread < Shared::kMaxWords) shared.alive[thread] = 0;
   __syncthreads();
   switch (level.access) {
     case Access::kAnchorVectors:
-      scan_tile<T, kVectorWidth<T>, false, kMultiLabel>(scores, level, image, first, lists, shared);
+      scan_tile<T, kVectorWidth<T>, false, kMultiLabel>(scores, bound, level, image, first, lists, shared);
       break;
     case Access::kClassVectors:
-      scan_tile<T, kVectorWidth<T>, true, kMultiLabel>(scores, level, image, first, lists, shared);
+      scan_tile<T, kVectorWidth<T>, true, kMultiLabel>(scores, bound, level, image, first, lists, shared);
       break;
-    case Access::kElements: scan_tile<T, 1, false, kMultiLabel>(scores, level, image, first, lists, shared); break;
+    case Access::kElements:
+      scan_tile<T, 1, false, kMultiLabel>(scores, bound, level, image, first, lists, shared);
+      break;
   }
   __syncthreads();
 
@@ -244,7 +255,7 @@ __global__ void __launch_bounds__(kFilterThreads, 3)
       const int position = anchor_of(thread, size / kWarp);
       const auto label = static_cast<int>(index_of(key));
       const float value = value_of(key);
-      const bool hit = value > scores.bound && scores.filter.allows(label);
+      const bool hit = value > bound && scores.filter.allows(label);
       const uint32_t slot = claim_slot(hit, &lists.counts[image]);
       if (hit) {
         const uint32_t index = static_cast<uint32_t>(level.first_anchor + first + position) * scores.classes + label;
@@ -294,11 +305,10 @@ Access access_of(const HeadMap& map, int64_t classes) {
 }
 
 template <class T>
-Scores describe_scores(const HeadMap* maps, int32_t levels, int64_t classes, float bound, const ClassFilter& filter) {
+Scores describe_scores(const HeadMap* maps, int32_t levels, int64_t classes, const ClassFilter& filter) {
   Scores scores = {};
   scores.levels = levels;
   scores.classes = static_cast<int32_t>(classes);
-  scores.bound = bound;
   scores.filter = filter;
   for (int32_t l = 0; l < levels; ++l) {
     const HeadMap& map = maps[l];

@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <cstring>
 #include <initializer_list>
-#include <limits>
 
 #include "batched_nms.h"
 #include "decode_nms.h"
@@ -60,18 +59,6 @@ Status Status::error(const char* format, ...) {
   std::vsnprintf(status.message, sizeof(status.message), format, args);
   va_end(args);
   return status;
-}
-
-float round_down(double threshold) {
-  const float nearest = static_cast<float>(threshold);
-  return static_cast<double>(nearest) > threshold ? std::nextafter(nearest, -std::numeric_limits<float>::infinity())
-                                                  : nearest;
-}
-
-float logit_bound(double probability) {
-  if (probability <= 0.0) return -std::numeric_limits<float>::infinity();
-  if (probability >= 1.0) return std::numeric_limits<float>::infinity();
-  return round_down(std::log(probability) - std::log1p(-probability));
 }
 
 Status check_nms_settings(const NmsSettings& s, int64_t classes) {

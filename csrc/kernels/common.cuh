@@ -7,9 +7,9 @@
 //               __grid_constant__
 //   threads     __syncthreads; __ballot_sync, __any_sync, __shfl_sync, __shfl_up_sync, __shfl_xor_sync with all lanes
 //   memory      __ldg of 2 to 16 bytes, atomicAdd, atomicOr, atomicExch, __threadfence
-//   arithmetic  __popc, __ffs, min, max, fminf, fmaxf, fmaf, exp2f, expf, __expf, __fadd_rn, __fsub_rn, __fmul_rn,
-//               __fdiv_rn, __fdividef, __float_as_uint, __uint_as_float, conversions of __half and __nv_bfloat16,
-//               __hmax2_nan
+//   arithmetic  __popc, __ffs, min, max, fminf, fmaxf, fma, fmaf, nextafterf, exp2f, expf, __expf, __fadd_rn,
+//               __fsub_rn, __fmul_rn, __fdiv_rn, __fdividef, __float_as_uint, __uint_as_float, conversions of __half
+//               and __nv_bfloat16, __hmax2_nan
 //   host        cudaLaunchKernelEx, cudaFuncSetAttribute, cudaMemsetAsync, cudaGetLastError, cudaGetErrorString
 //   CUB         cub::DeviceRadixSort::SortPairsDescending, in cub.cuh alone
 #pragma once

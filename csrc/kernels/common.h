@@ -9,6 +9,13 @@
 // The CUDA entries are declared for every build, so that callers compile once; only a CUDA build defines them.
 struct CUstream_st;
 
+// For what both sides of a CUDA source call.
+#ifdef __CUDACC__
+#define FASTYOLO_HOST_DEVICE __host__ __device__
+#else
+#define FASTYOLO_HOST_DEVICE
+#endif
+
 namespace fastyolo {
 
 using Stream = CUstream_st*;  // the type behind cudaStream_t

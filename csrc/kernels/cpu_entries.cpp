@@ -99,6 +99,11 @@ const CpuKernels& kernels() {
   return selected;
 }
 
+Status check_host_thresholds(const NmsSettings& settings) {
+  if (!settings.thresholds) return Status{};
+  return Status::error("thresholds on the device are for CUDA; set score_threshold and iou_threshold on the CPU");
+}
+
 }  // namespace
 
 const char* cpu_isa_name() { return kernels().name; }
@@ -122,12 +127,14 @@ Status batched_nms_cpu(const BatchedNmsParams& params, const ParallelFor& parall
 }
 
 Status multiclass_nms_cpu(const MulticlassNmsParams& params, const ParallelFor& parallel_for) {
-  const Status status = check_multiclass_nms(params);
+  Status status = check_multiclass_nms(params);
+  if (status.ok()) status = check_host_thresholds(params.settings);
   return status.ok() ? kernels().multiclass_nms(params, parallel_for) : status;
 }
 
 Status decode_nms_cpu(const DecodeNmsParams& params, const ParallelFor& parallel_for) {
-  const Status status = check_decode_nms(params);
+  Status status = check_decode_nms(params);
+  if (status.ok()) status = check_host_thresholds(params.settings);
   return status.ok() ? kernels().decode_nms(params, parallel_for) : status;
 }
 

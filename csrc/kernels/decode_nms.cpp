@@ -6,6 +6,7 @@
 #include "detect.h"
 #include "dfl.h"
 #include "dispatch.h"
+#include "thresholds.h"
 
 namespace fastyolo {
 namespace FASTYOLO_ISA {

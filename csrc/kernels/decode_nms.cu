@@ -44,6 +44,7 @@ struct DecodedBoxes {
 
   __device__ float4 load(int image, int anchor) const { return __ldg(boxes + int64_t{image} * anchors + anchor); }
   __device__ static float score(float logit) { return 1.f / (1.f + expf(-logit)); }
+  FASTYOLO_HOST_DEVICE static float score_bound(double threshold) { return logit_bound(threshold); }
 };
 
 DetectionLayout layout_of(const DecodeNmsParams& p) {
@@ -61,8 +62,7 @@ Status decode_nms(const DecodeNmsParams& p, Stream stream) {
   return dispatch_dtype<DType::kFloat32, DType::kFloat16, DType::kBFloat16>(
       "box_maps and cls_maps", p.dtype, [&](auto dtype) {
         using T = Element<dtype.value>;
-        const Scores scores = describe_scores<T>(p.cls_maps, p.levels, p.classes,
-                                                 logit_bound(p.settings.score_threshold), p.settings.filter);
+        const Scores scores = describe_scores<T>(p.cls_maps, p.levels, p.classes, p.settings.filter);
         float* boxes = region<float>(p.workspace, layout.boxes);
         BoxDecoder<T> decoder = {};
         for (int32_t l = 0; l < p.levels; ++l) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Class maps and a source of boxes to final detections on the GPU: what decode_nms and multiclass_nms share.
 //
-// Two launches serve the whole batch: the filter (candidates.cuh), then one block per image. That block never sorts the
+// Two launches serve the whole batch: the filter (candidates.cuh), then one block per image; before them a third one
+// turns thresholds into bounds if they are on the device. That block never sorts the
 // image's list: a radix select finds the best chunk of at most 512 keys, one per thread; the chunk is sorted, tested
 // against the boxes kept so far (in chains by class), settled (greedy.cuh) and appended, until max_det boxes are kept
 // or the candidates run out.
@@ -11,6 +12,7 @@
 #pragma once
 
 #include "candidates.cuh"
+#include "thresholds.h"
 
 namespace fastyolo {
 namespace {
@@ -18,7 +20,7 @@ namespace {
 struct NmsLimits {
   int32_t max_det;
   uint32_t max_candidates;
-  float iou_bound;
+  Bound iou_bound;
   bool class_agnostic;
 };
 
@@ -70,6 +72,7 @@ struct MappedKeys {
 
   template <class F>
   __device__ void visit(const F& f) const {
+    const float bound = scores.bound.read();
     for (int l = 0; l < scores.levels; ++l) {
       const ScoreLevel& level = scores.level[l];
       for (int base = 0; base < level.anchors; base += kChunk) {
@@ -81,7 +84,7 @@ struct MappedKeys {
 #pragma unroll 4
         for (int label = 0; label < scores.classes; ++label) {
           const float value = inside ? load_float(data + label * level.stride_c) : -kInfinity;
-          f(value > scores.bound && scores.filter.allows(label), make_key(value, index + label));
+          f(value > bound && scores.filter.allows(label), make_key(value, index + label));
         }
       }
     }
@@ -177,7 +180,18 @@ __device__ inline uint64_t sort_chunk(uint32_t size, uint64_t (&keys)[2][kChunk]
   return key;
 }
 
-// Boxes gives load(image, anchor) and score(value of a key).
+// What run-time thresholds mean for scores and for the IoU.
+template <class Boxes>
+__global__ void bounds_kernel(const float* thresholds, float* bounds) {
+  if (threadIdx.x != 0) return;
+  const float score = thresholds[0];
+  const float iou = thresholds[1];
+  const bool numbers = score == score && iou == iou;
+  bounds[0] = numbers ? Boxes::score_bound(fminf(fmaxf(score, 0.f), 1.f)) : kInfinity;
+  bounds[1] = fminf(fmaxf(iou, 0.f), 1.f);
+}
+
+// Boxes gives load(image, anchor), score(value of a key) and score_bound(threshold), which values are compared with.
 template <class T, class Boxes>
 __global__ void __launch_bounds__(kChunk, 2)
     nms_kernel(const __grid_constant__ Scores scores, const CandidateLists lists, const Boxes boxes,
@@ -194,6 +208,7 @@ __global__ void __launch_bounds__(kChunk, 2)
   int32_t* const next_in_chain = chains + first_row;
   uint64_t* const list = lists.keys + int64_t{image} * lists.capacity;
 
+  const float iou_bound = limits.iou_bound.read();
   const uint32_t found = lists.counts[image];
   uint32_t remaining = min(found, limits.max_candidates);
   uint32_t listed = found <= lists.capacity ? found : 0;  // keys in the list
@@ -229,8 +244,7 @@ __global__ void __launch_bounds__(kChunk, 2)
       shared.boxes[thread] = box;
       shared.labels[thread] = group;
       for (int row = shared.chain_heads[group % kChains]; alive && row >= 0; row = next_in_chain[row]) {
-        alive =
-            !((limits.class_agnostic || out_labels[row] == label) && suppresses(out_boxes[row], box, limits.iou_bound));
+        alive = !((limits.class_agnostic || out_labels[row] == label) && suppresses(out_boxes[row], box, iou_bound));
       }
     }
     open_chunk(alive, shared.bits);
@@ -241,8 +255,7 @@ __global__ void __launch_bounds__(kChunk, 2)
         for (uint32_t left = shared.bits.open[w]; left != 0; left &= left - 1) {
           const int bit = __ffs(left) - 1;
           const int rival = w * kWarp + bit;
-          if (rival < thread && shared.labels[rival] == group &&
-              suppresses(shared.boxes[rival], box, limits.iou_bound)) {
+          if (rival < thread && shared.labels[rival] == group && suppresses(shared.boxes[rival], box, iou_bound)) {
             row |= 1u << bit;
           }
         }
@@ -280,6 +293,7 @@ struct DetectionLayout {
   static constexpr int64_t kListedKeys = 65536;
 
   int64_t capacity;
+  int64_t bounds;  // [2] float32, of scores and IoUs, if thresholds are on the device
   int64_t counts;  // [B] uint32
   int64_t keys;    // [B, capacity] uint64
   int64_t chains;  // [B, max_det] int32
@@ -294,6 +308,7 @@ struct DetectionLayout {
       capacity = all < most ? all : most;
     }
     Regions regions;
+    bounds = regions.add(2 * 4);  // always: the size must not depend on a pointer that is not known yet
     counts = regions.add(batch * 4);
     keys = regions.add(batch * capacity * 8);
     chains = regions.add(batch * settings.max_det * 4);
@@ -302,11 +317,12 @@ struct DetectionLayout {
   }
 };
 
-// The chain of launches: the counts to zero, filter, NMS.
+// The chain of launches: the bounds if they are not known, the counts to zero, filter, NMS. `scores` comes without a
+// bound.
 template <class T, class Decoder, class Boxes>
-Status detect(const Scores& scores, const Decoder& decoder, const Boxes& boxes, int64_t batch,
-              const NmsSettings& settings, const Detections& out, const DetectionLayout& layout, void* workspace,
-              int64_t workspace_bytes, Stream stream) {
+Status detect(Scores scores, const Decoder& decoder, const Boxes& boxes, int64_t batch, const NmsSettings& settings,
+              const Detections& out, const DetectionLayout& layout, void* workspace, int64_t workspace_bytes,
+              Stream stream) {
   Status status = check_workspace(workspace, workspace_bytes, layout.bytes);
   if (!status.ok()) return status;
   if (!is_aligned(out.boxes, sizeof(float4))) return Status::error("boxes must be aligned to 16 bytes");
@@ -317,9 +333,15 @@ Status detect(const Scores& scores, const Decoder& decoder, const Boxes& boxes, 
   NmsLimits limits;
   limits.max_det = static_cast<int32_t>(settings.max_det);
   limits.max_candidates = static_cast<uint32_t>(settings.max_candidates);
-  limits.iou_bound = round_down(settings.iou_threshold);
   limits.class_agnostic = settings.class_agnostic;
+  float* const bounds = settings.thresholds ? region<float>(workspace, layout.bounds) : nullptr;
+  scores.bound = {Boxes::score_bound(settings.score_threshold), bounds};
+  limits.iou_bound = {round_down(settings.iou_threshold), bounds ? bounds + 1 : nullptr};
 
+  if (settings.thresholds) {
+    status = launch("bounds_kernel", bounds_kernel<Boxes>, 1, kWarp, stream, settings.thresholds, bounds);
+    if (!status.ok()) return status;
+  }
   status = check_cuda(cudaMemsetAsync(lists.counts, 0, static_cast<size_t>(batch) * 4, stream), "cudaMemsetAsync");
   if (!status.ok()) return status;
   const auto filter = settings.multi_label ? filter_kernel<T, true, Decoder> : filter_kernel<T, false, Decoder>;

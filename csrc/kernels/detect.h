@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "candidates.h"
+#include "thresholds.h"
 
 namespace fastyolo {
 namespace {

@@ -15,10 +15,7 @@ struct ClassFilter {
   bool enabled = false;
   uint32_t words[kMaxFilteredClasses / 32] = {0};
 
-#ifdef __CUDACC__
-  __host__ __device__
-#endif
-      bool allows(int64_t label) const {
+  FASTYOLO_HOST_DEVICE bool allows(int64_t label) const {
     return !enabled || ((words[label >> 5] >> (label & 31)) & 1u);
   }
 };
@@ -27,8 +24,11 @@ struct ClassFilter {
 // anchor and then the lower class; a candidate goes when its IoU with a kept box of its class (of any class if
 // class_agnostic) is above iou_threshold; the best max_det stay.
 struct NmsSettings {
-  double score_threshold = 0.25;   // in [0, 1]; a score must be above it, and not NaN
-  double iou_threshold = 0.7;      // in [0, 1]
+  double score_threshold = 0.25;  // in [0, 1]; a score must be above it, and not NaN
+  double iou_threshold = 0.7;     // in [0, 1]
+  // CUDA only: [2] on the device, score and IoU, in place of the two above and with the same results to the bit. What
+  // is outside of [0, 1] counts as its nearer end; if either is NaN, nothing is reported.
+  const float* thresholds = nullptr;
   int64_t max_det = 300;           // 0 .. kMaxDetections
   int64_t max_candidates = 30000;  // 1 .. kMaxCandidates
   bool multi_label = false;        // false: an anchor is a candidate for its best class only
@@ -45,12 +45,5 @@ struct Detections {
 };
 
 Status check_nms_settings(const NmsSettings& settings, int64_t classes);
-
-// The smallest float the comparison `x > bound` may use instead of the real number: the largest float that is not
-// above it. For every float x, (x > round_down(t)) == (double(x) > t).
-float round_down(double threshold);
-
-// logit(p) rounded down, so that `logit > bound` decides exactly sigmoid(logit) > p; -inf at 0, +inf at 1.
-float logit_bound(double probability);
 
 }  // namespace fastyolo

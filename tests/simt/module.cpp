@@ -16,6 +16,7 @@
 #include "eca.h"
 #include "include/cuda_runtime.h"
 #include "intrinsics.h"
+#include "letterbox.h"
 #include "sppf_pool.h"
 #include "wrong_kernels.h"
 
@@ -99,7 +100,8 @@ void call(Status (*entry)(const Params&, Stream), int64_t (*workspace_bytes)(con
 }
 
 NmsSettings make_settings(double score_threshold, double iou_threshold, int64_t max_det, int64_t max_candidates,
-                          bool multi_label, bool class_agnostic, const std::optional<std::vector<int64_t>>& classes) {
+                          bool multi_label, bool class_agnostic, const std::optional<std::vector<int64_t>>& classes,
+                          const DeviceArray* thresholds) {
   NmsSettings settings;
   settings.score_threshold = score_threshold;
   settings.iou_threshold = iou_threshold;
@@ -108,6 +110,7 @@ NmsSettings make_settings(double score_threshold, double iou_threshold, int64_t 
   settings.multi_label = multi_label;
   settings.class_agnostic = class_agnostic;
   settings.filter.enabled = classes.has_value();
+  settings.thresholds = thresholds ? thresholds->data<float>() : nullptr;
   if (classes) {
     for (int64_t label : *classes) settings.filter.words[label / 32] |= 1u << label % 32;
   }
@@ -302,6 +305,24 @@ void run_sppf_pool_backward(const DeviceArray& grad_out, const DeviceArray& x, i
   call(sppf_pool_backward, sppf_pool_backward_workspace_bytes, params);
 }
 
+// Of examples/cpp. The image travels as bytes and the stand-in's arrays have none, so this one allocates for itself.
+std::vector<float> run_letterbox(const std::string& image, int width, int height, int net_width, int net_height) {
+  const Letterbox box = fit(width, height, net_width, net_height);
+  std::vector<float> result(size_t{3} * net_width * net_height);
+  const DeviceMemory pixels(allocate(image.size()));
+  const DeviceMemory tensor(allocate(result.size() * sizeof(float)));
+  cudaError_t error = cudaMemcpyAsync(pixels.get(), image.data(), image.size(), cudaMemcpyHostToDevice);
+  if (error == cudaSuccess) {
+    error = letterbox(static_cast<const uint8_t*>(pixels.get()), box, static_cast<float*>(tensor.get()), nullptr);
+  }
+  if (error == cudaSuccess) {
+    error = cudaMemcpyAsync(result.data(), tensor.get(), result.size() * sizeof(float), cudaMemcpyDeviceToHost);
+  }
+  raise_report();
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(SIMT_MODULE, m) {
@@ -317,7 +338,7 @@ PYBIND11_MODULE(SIMT_MODULE, m) {
       .def(py::init<uintptr_t, DType, std::vector<int64_t>, std::vector<int64_t>>())
       .def("upload", &DeviceArray::upload)
       .def("download", &DeviceArray::download);
-  py::class_<NmsSettings>(m, "NmsSettings").def(py::init(&make_settings));
+  py::class_<NmsSettings>(m, "NmsSettings").def(py::init(&make_settings), py::keep_alive<1, 9>());  // the thresholds
 
   m.def("decode_nms", run_decode_nms);
   m.def("multiclass_nms", run_multiclass_nms);
@@ -330,6 +351,9 @@ PYBIND11_MODULE(SIMT_MODULE, m) {
   m.def("dw_sppf_backward", run_dw_sppf_backward);
   m.def("sppf_pool", run_sppf_pool);
   m.def("sppf_pool_backward", run_sppf_pool_backward);
+  m.def("letterbox", [](const py::bytes& image, int width, int height, int net_width, int net_height) {
+    return run_letterbox(image, width, height, net_width, net_height);
+  });
 
   py::class_<simt::Device>(m, "Device")
       .def_readwrite("multiprocessors", &simt::Device::multiprocessors)

@@ -22,10 +22,18 @@ BUILDS = ("checked", "asan")
 OPS = ("dfl_decode", "decode_nms", "batched_nms", "eca", "dw_sppf", "sppf_pool")
 
 
+def tensorrt_headers() -> str:
+    """The folder of NvInferRuntime.h that kernel-lens has; nothing if it is not installed."""
+    spec = importlib.util.find_spec("kernel_lens")
+    folders = (spec and spec.submodule_search_locations) or []
+    return "".join(str(Path(folder) / "include" / "tensorrt") for folder in folders)
+
+
 def build(folder: Path = BUILD, kernels: Path = KERNELS, target: str = "all") -> None:
-    """Builds one of BUILDS, or both, of the kernels in a folder."""
+    """Builds one of BUILDS, or both, of the kernels in a folder; or enqueue_test, where TensorRT's headers are."""
     definitions = [
         f"-DFASTYOLO_KERNELS={kernels}",
+        f"-DTENSORRT_INCLUDE_DIR={tensorrt_headers()}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]

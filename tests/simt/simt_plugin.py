@@ -75,10 +75,10 @@ class Kernels:
         multi_label: bool = False,
         class_agnostic: bool = False,
         classes: Sequence[int] | None = None,
+        thresholds: Tensor | None = None,
     ) -> Any:
-        return self.module.NmsSettings(
-            score_threshold, iou_threshold, max_det, max_candidates, multi_label, class_agnostic, classes
-        )
+        limits = (score_threshold, iou_threshold, max_det, max_candidates, multi_label, class_agnostic, classes)
+        return self.module.NmsSettings(*limits, None if thresholds is None else self.upload(thresholds))
 
     def decode_nms(
         self, box_maps: Sequence[Tensor], cls_maps: Sequence[Tensor], strides: Sequence[float], **settings: Any

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import simt
 import simt_plugin
@@ -138,8 +140,12 @@ def test_halves_round_as_torch_does(dtype: torch.dtype, checked: ModuleType) -> 
     assert bits_of(float("nan")) == 0x7FFF
 
 
-@pytest.mark.parametrize("op", simt_plugin.OPS)
-def test_entries_check_every_launch(op: str, checked: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("op", "settings"),
+    [(op, {}) for op in simt_plugin.OPS]
+    + [(op, {"thresholds": torch.tensor([0.25, 0.7])}) for op in ("decode_nms", "multiclass_nms")],
+)
+def test_entries_check_every_launch(op: str, settings: dict[str, torch.Tensor], checked: ModuleType) -> None:
     cases = [case for case in CASES if case.op == op.removesuffix("_backward")]
     case = next(x for x in cases if all(t.numel() for t in x.inputs().values() if isinstance(t, torch.Tensor)))
     inputs = case.inputs() if op == case.op else case.backward_inputs(case.inputs())
@@ -148,7 +154,7 @@ def test_entries_check_every_launch(op: str, checked: ModuleType) -> None:
     while True:
         checked.fail_launch_after(launches)
         try:
-            getattr(kernels, op)(**inputs)
+            getattr(kernels, op)(**inputs, **settings)
         except ValueError as error:
             assert "invalid configuration argument" in str(error)  # noqa: PT017
             launches += 1
@@ -156,6 +162,95 @@ def test_entries_check_every_launch(op: str, checked: ModuleType) -> None:
             break
         assert launches < 1000
     assert launches > 0
+
+
+# Float32 numbers; 1e-45 becomes the smallest of all, 0.99999994 the largest below 1.
+THRESHOLDS = (0.0, 1e-45, 0.001, 0.25, 0.3, 0.5, 0.7, 0.69999993, 0.99999994, 1.0)
+Detect = Callable[..., tuple[torch.Tensor, ...]]
+
+
+def neighbours(value: float, count: int = 3) -> list[float]:
+    """The float32 number nearest to a value, and those on both sides of it."""
+    found = [torch.tensor(value, dtype=torch.float32)]
+    for _ in range(count):
+        found = [found[0].nextafter(torch.tensor(-math.inf)), *found, found[-1].nextafter(torch.tensor(math.inf))]
+    return [x.item() for x in found]
+
+
+def boxes_at_thresholds() -> torch.Tensor:
+    """[1, N, 4] pairs of boxes apart from the other pairs, which overlap by about each of THRESHOLDS."""
+    rows = [[10.0 * i, 0.0, 10.0 * i + 1, y] for i, t in enumerate(THRESHOLDS) for y in (1.0, t)]
+    return torch.tensor(rows)[None]
+
+
+def detect_maps(kernels: simt_plugin.Kernels, **settings: object) -> tuple[torch.Tensor, ...]:
+    """decode_nms of boxes_at_thresholds, each with logits around every threshold's, a class each."""
+    boxes = boxes_at_thresholds()[0]
+    centres = torch.stack([torch.arange(len(boxes)) + 0.5, torch.full((len(boxes),), 0.5)], 1)
+    distances = torch.cat([centres - boxes[:, :2], boxes[:, 2:] - centres], 1)
+    logits = [x for t in THRESHOLDS[1:-1] for x in neighbours(math.log(t) - math.log1p(-t))]
+    cls_map = torch.tensor(logits)[None, :, None, None].repeat(1, 1, 1, len(boxes))
+    return kernels.decode_nms([distances.T[None, :, None].contiguous()], [cls_map], [1.0], **settings)
+
+
+def detect_boxes(kernels: simt_plugin.Kernels, **settings: object) -> tuple[torch.Tensor, ...]:
+    boxes = boxes_at_thresholds()
+    scores = torch.tensor([x for t in THRESHOLDS for x in neighbours(t)])[None, :, None]
+    return kernels.multiclass_nms(boxes, scores.repeat(1, 1, boxes.shape[1]), **settings)
+
+
+@pytest.mark.parametrize("detect", [detect_maps, detect_boxes])
+def test_thresholds_on_the_device_do_the_same(detect: Detect, checked: ModuleType) -> None:
+    """To the bit, for scores and IoUs at the thresholds and on both sides of them."""
+    kernels = simt_plugin.Kernels(checked)
+    counts = set()
+    for score, iou in [*((t, 0.5) for t in THRESHOLDS), *((0.5, t) for t in THRESHOLDS)]:
+        settings = {"multi_label": True, "max_det": 2000}
+        thresholds = torch.tensor([score, iou])
+        expected = detect(kernels, score_threshold=thresholds[0].item(), iou_threshold=thresholds[1].item(), **settings)
+        # The values that are replaced would give another answer.
+        actual = detect(kernels, score_threshold=1.0, iou_threshold=0.01, thresholds=thresholds, **settings)
+        assert all(map(torch.equal, actual, expected)), (score, iou)
+        counts.add(expected[0].item())
+    assert len(counts) > len(THRESHOLDS)
+
+
+@pytest.mark.parametrize("detect", [detect_maps, detect_boxes])
+def test_thresholds_on_the_device_that_are_none(detect: Detect, checked: ModuleType) -> None:
+    kernels = simt_plugin.Kernels(checked)
+    for score, iou in [(math.nan, 0.5), (0.5, math.nan)]:
+        assert detect(kernels, thresholds=torch.tensor([score, iou]))[0].item() == 0
+    for (score, iou), nearest in {
+        (-1.0, 2.0): (0.0, 1.0),
+        (-math.inf, -0.5): (0.0, 0.0),
+        (1.5, 0.5): (1.0, 0.5),
+        (0.25, math.inf): (0.25, 1.0),
+    }.items():
+        expected = detect(kernels, score_threshold=nearest[0], iou_threshold=nearest[1])
+        assert all(map(torch.equal, detect(kernels, thresholds=torch.tensor([score, iou])), expected)), (score, iou)
+
+
+def letterboxed(module: ModuleType, image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[3, height, width] float32 of an image [H, W, 3] RGB, by the example's kernel."""
+    flat = module.letterbox(image.tobytes(), image.shape[1], image.shape[0], width, height)
+    return np.array(flat, dtype=np.float32).reshape(3, height, width)
+
+
+@pytest.mark.parametrize(
+    ("shape", "net"),
+    [((37, 53), (64, 64)), ((120, 90), (64, 96)), ((64, 64), (64, 64)), ((300, 7), (64, 64)), ((1, 1), (32, 32)),
+     ((1, 2000), (64, 64)), ((75, 100), (96, 64))],
+)  # fmt: skip
+def test_letterbox_of_the_example_is_that_of_ultralytics(
+    shape: tuple[int, int], net: tuple[int, int], checked: ModuleType
+) -> None:
+    augment = pytest.importorskip("ultralytics.data.augment")
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    expected = augment.LetterBox(net)(image=image).transpose(2, 0, 1).astype(np.int64)
+    actual = letterboxed(checked, image, *net) * 255
+    whole = np.rint(actual)
+    assert np.abs(actual - whole).max() < 1e-3
+    assert np.abs(whole - expected).max() <= 1
 
 
 @pytest.mark.parametrize("build", BOTH)

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// What libfastyolo_plugins.so exports, under the names that IPluginRegistry::loadLibrary() looks up. The library does
+// not link TensorRT: it only implements its interfaces, so that one file serves every minor version of a major one.
+#include <dlfcn.h>
+
+#include <cstdio>
+
+#include "creators.h"
+#include "report.h"
+
+#define FASTYOLO_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace fastyolo {
+namespace {
+
+constexpr int32_t kCreators = 6;
+
+// The order of virtual functions differs between major versions. A program that links TensorRT has its version among
+// the global symbols; where TensorRT was opened privately, as by Python, load_plugins() compares.
+bool is_other_major() {
+  using GetVersion = int32_t (*)();
+  const auto get_version = reinterpret_cast<GetVersion>(dlsym(RTLD_DEFAULT, "getInferLibVersion"));
+  if (!get_version) return false;
+  const int32_t version = get_version();
+  const int32_t major = version / (version >= 100000 ? 10000 : 1000);  // 10.3.0 is 100300, 8.6.1 is 8601
+  if (major == NV_TENSORRT_MAJOR) return false;
+  std::fprintf(stderr,
+               "libfastyolo_plugins.so is built for TensorRT %d and this program has TensorRT %d: build it with "
+               "TENSORRT_INCLUDE_DIR set to the headers of that version\n",
+               NV_TENSORRT_MAJOR, major);
+  return true;
+}
+
+CreatorInterface* const* creators(int32_t& count) noexcept {
+  count = is_other_major() ? 0 : kCreators;
+  static CreatorInterface* const list[kCreators] = {batched_nms_creator(), decode_nms_creator(), dfl_decode_creator(),
+                                                    dw_sppf_creator(),     eca_creator(),        sppf_pool_creator()};
+  return list;
+}
+
+}  // namespace
+}  // namespace fastyolo
+
+#if !FASTYOLO_TENSORRT_8_5
+FASTYOLO_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { fastyolo::set_logger_finder(finder); }
+#endif
+
+#if NV_TENSORRT_MAJOR >= 10
+FASTYOLO_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+  return fastyolo::creators(count);
+}
+#else
+FASTYOLO_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& count) { return fastyolo::creators(count); }
+#endif
+
+#if FASTYOLO_TENSORRT_8_5
+// Opening the library, as `trtexec --plugins` does, must register the plugins.
+__attribute__((constructor)) static void register_creators() {
+  using GetRegistry = nvinfer1::IPluginRegistry* (*)();
+  const auto get_registry = reinterpret_cast<GetRegistry>(dlsym(RTLD_DEFAULT, "getPluginRegistry"));
+  int32_t count = 0;
+  nvinfer1::IPluginCreator* const* creators = fastyolo::creators(count);
+  for (int32_t i = 0; get_registry && i < count; ++i) get_registry()->registerCreator(*creators[i], "");
+}
+#endif
