@@ -90,7 +90,7 @@ def test_help(command):
 def test_help_shows_defaults(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = succeed("predict", "--help")
-    for default in ("0.25", "0.7", "300", "640", "yolov8n.pt", "runs/predict"):
+    for default in ("0.25", "0.7", "300", "(640; of an exported model, what it says)", "yolov8n.pt", "runs/predict"):
         assert f"[default: {default}]" in text
 
 

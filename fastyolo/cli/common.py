@@ -49,13 +49,17 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=Fa
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 
+def report(message: Exception | str, *_: Any, **__: Any) -> None:
+    """One line on stderr."""
+    print(f"fastyolo: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+_PACKAGES = {"cv2": "'fastyolo[runtime]'", "onnxruntime": "'fastyolo[runtime]'", "openvino": "'fastyolo[openvino]'"}
+
+
 @contextmanager
 def reporting(debug: bool) -> Iterator[None]:
     """One sentence on stderr for each of our warnings, and for a failure, with exit status 1; or its traceback."""
-
-    def report(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"fastyolo: {' '.join(str(message).split())}", file=sys.stderr)
-
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning, module="fastyolo")
         warnings.showwarning = report
@@ -67,9 +71,8 @@ def reporting(debug: bool) -> Iterator[None]:
             if debug:
                 raise
             if isinstance(error, ModuleNotFoundError) and error.name:
-                error = ModuleNotFoundError(
-                    f"{error.name} is not installed; pip install 'fastyolo[ultralytics]' brings it."
-                )
+                package = _PACKAGES.get(error.name, "'fastyolo[ultralytics]'")
+                error = ModuleNotFoundError(f"{error.name} is not installed; pip install {package} brings it.")
             report(str(error) or type(error).__name__)
             raise typer.Exit(1) from error
 

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The libraries that run a network on a CPU, behind one interface. Each is imported when it is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastyolo.runtime.letterbox import Float32
+
+EngineName = Literal["onnxruntime", "openvino"]
+
+_AGAIN = "export it again with 'fastyolo export'"
+
+
+class Engine(Protocol):
+    """A loaded network.
+
+    Attributes:
+        properties: what the file says of itself.
+        input_shapes: of each input; None: free.
+        output_count: number of outputs.
+    """
+
+    properties: Mapping[str, Any]
+    input_shapes: list[list[int | None]]
+    output_count: int
+
+    def __init__(self, file: Path, threads: int, callers: int = 1) -> None:
+        """Load `file` for `callers` threads that run it at the same time, with `threads` cores for all of them."""
+
+    def run(self, tensor: Float32) -> list[npt.NDArray[Any]]:
+        """The outputs, in the file's order; those of float16 as float32."""
+
+
+class OnnxRuntime:
+    def __init__(self, file: Path, threads: int, callers: int = 1) -> None:
+        import onnxruntime
+
+        if file.is_dir() or file.suffix == ".xml":
+            raise ValueError(f"{file} is not an ONNX file; run OpenVINO's with engine='openvino'.")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors: what is wrong with a file is raised below
+        options.intra_op_num_threads = max(threads // callers, 1)
+        # Threads that wait for work by spinning take the cores from reading, from drawing and from other programs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its own classes, which derive from Exception alone
+            raise ValueError(_unloadable(file, "ONNX Runtime", error)) from error
+        inputs = self._session.get_inputs()
+        self._input, self._dtype = inputs[0].name, _NUMPY.get(inputs[0].type)
+        if self._dtype is None:
+            raise ValueError(f"{file} must take float32 or float16, got an input of {inputs[0].type}; {_AGAIN}.")
+        self.properties = self._session.get_modelmeta().custom_metadata_map
+        self.input_shapes = [
+            [side if isinstance(side, int) and side > 0 else None for side in item.shape] for item in inputs
+        ]
+        self.output_count = len(self._session.get_outputs())
+
+    def run(self, tensor: Float32) -> list[npt.NDArray[Any]]:
+        outputs = self._session.run(None, {self._input: tensor.astype(self._dtype, copy=False)})
+        return [_float32(output) for output in outputs]
+
+
+class OpenVino:
+    """Reads OpenVINO's folders and .xml files, and ONNX files."""
+
+    def __init__(self, file: Path, threads: int, callers: int = 1) -> None:
+        import openvino
+
+        core = openvino.Core()
+        try:
+            model = core.read_model(_xml(file) if file.is_dir() else file)
+            self._model = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_NUM_THREADS": threads,
+                    "NUM_STREAMS": callers,
+                    # On processors with bfloat16, the default is not what the model was exported in.
+                    "INFERENCE_PRECISION_HINT": "f32",
+                },
+            )
+        except RuntimeError as error:
+            raise ValueError(_unloadable(file, "OpenVINO", error)) from error
+        self.properties = _openvino_properties(model, file)
+        self.input_shapes = [
+            [side.get_length() if side.is_static else None for side in item.partial_shape] for item in model.inputs
+        ]
+        self.output_count = len(model.outputs)
+        self._of_thread = threading.local()
+
+    def run(self, tensor: Float32) -> list[npt.NDArray[Any]]:
+        if not hasattr(self._of_thread, "request"):  # a request is for one caller at a time
+            self._of_thread.request = self._model.create_infer_request()
+        outputs = self._of_thread.request.infer({0: tensor})
+        return [_float32(outputs[index]) for index in range(self.output_count)]
+
+
+ENGINES: dict[EngineName, type[Engine]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def _float32(output: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return output.astype(np.float32) if output.dtype == np.float16 else output
+
+
+def _unloadable(file: Path, runtime: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if "fastyolo" in reason and "FastYolo" in reason:
+        return f"{file} has nodes that only TensorRT's plugins run, not {runtime}; export it with --format onnx."
+    return f"{file} is not a model that {runtime} can load, or is damaged ({reason}); {_AGAIN}."
+
+
+def _xml(folder: Path) -> Path:
+    files = sorted(folder.glob("*.xml"))
+    if len(files) != 1:
+        raise ValueError(f"{folder} must hold one .xml file of OpenVINO, got {len(files)}; {_AGAIN}.")
+    return files[0]
+
+
+def _openvino_properties(model: Any, file: Path) -> Mapping[str, Any]:
+    """What ultralytics writes beside the .xml, or ONNX's metadata_props, which OpenVINO keeps."""
+    if file.suffix == ".onnx":
+        info = model.get_rt_info()
+        return {key: value.astype(str) for key, value in info["framework"].items()} if "framework" in info else {}
+    import yaml  # type: ignore[import-untyped]
+
+    metadata = (file if file.is_dir() else file.parent) / "metadata.yaml"
+    if not metadata.is_file():
+        raise ValueError(f"{file} needs its metadata.yaml beside it to say what model it is; {_AGAIN}.")
+    document = yaml.safe_load(metadata.read_text(encoding="utf-8"))
+    return document if isinstance(document, dict) else {}
