@@ -21,7 +21,11 @@ class Exportable(nn.Module):
 
     export: bool = False
     """True: standard operators always. The name is that of ultralytics' heads."""
+    operators: ModuleType | None = None
+    """What it calls instead of those two, with their signatures."""
 
     def _operators(self) -> ModuleType:
+        if self.operators is not None:
+            return self.operators
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         return standard if self.export or tracing or torch.onnx.is_in_onnx_export() else ops

@@ -48,6 +48,7 @@ __all__ = [
     "HeadTap",
     "accelerate",
     "describe",
+    "fuse_sppf",
     "head_maps",
     "is_accelerated",
     "predictor_of",
@@ -258,11 +259,12 @@ def _prepare(model: nn.Module) -> HeadTap | None:
     if reason := _why_not_now(backend):
         warnings.warn(f"This run of an accelerated model is not accelerated: {reason}.", stacklevel=2)
         return None
-    _fuse_sppf(backend.model)
+    fuse_sppf(backend.model)
     return HeadTap(backend.model.model[-1])
 
 
-def _fuse_sppf(network: nn.Module) -> None:
+def fuse_sppf(network: nn.Module) -> None:
+    """Replace the SPPF blocks of a network that `FusedSPPF` can take the place of."""
     for name, module in list(network.named_modules()):
         # A subclass that means something else by its parts has a forward of its own.
         if isinstance(module, SPPF) and type(module).forward is SPPF.forward and not why_not_fused(module):

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""fastyolo export."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fastyolo.cli.common import Agnostic, Conf, Debug, Iou, MaxDet, Weights, load, reporting
+
+
+class Format(str, Enum):
+    onnx = "onnx"
+    tensorrt_onnx = "tensorrt-onnx"
+    engine = "engine"
+    openvino = "openvino"
+    ncnn = "ncnn"
+
+
+class Outputs(str, Enum):
+    maps = "maps"
+    boxes = "boxes"
+    detections = "detections"
+
+
+class Plugin(str, Enum):
+    eca = "eca"
+    dw_sppf = "dw_sppf"
+    sppf_pool = "sppf_pool"
+
+
+def export(
+    weights: Weights = "yolov8n.pt",
+    format: Annotated[  # noqa: A002
+        Format, typer.Option("--format", help="onnx has standard operators only, tensorrt-onnx fastyolo's plugins.")
+    ] = Format.onnx,
+    outputs: Annotated[
+        Outputs | None,
+        typer.Option(
+            "--outputs",
+            help="The raw maps of the head, decoded boxes as ultralytics lays them out, or final detections.",
+            show_default="maps; for TensorRT detections; for openvino and ncnn boxes",
+        ),
+    ] = None,
+    imgsz: Annotated[
+        str, typer.Option("--imgsz", metavar="SIDE|HxW", help="Side, or height and width, of the input in pixels.")
+    ] = "640",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run.")] = 1,
+    dynamic: Annotated[
+        bool,
+        typer.Option("--dynamic", help="Leave batch, height and width free; an engine's up to --batch and --imgsz."),
+    ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Weights and maps in float16; input and outputs stay float32.")
+    ] = False,
+    conf: Conf = 0.25,
+    iou: Iou = 0.7,
+    max_det: MaxDet = 300,
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="Report every class of a box, as validation does, not the best only.")
+    ] = False,
+    agnostic_nms: Agnostic = False,
+    plugins: Annotated[
+        list[Plugin] | None,
+        typer.Option("--plugins", help="For TensorRT: let this operator be a plugin, too; repeatable."),
+    ] = None,
+    runtime_thresholds: Annotated[
+        bool, typer.Option("--runtime-thresholds", help="For TensorRT: an input for score and IoU thresholds.")
+    ] = False,
+    workspace: Annotated[
+        float | None,
+        typer.Option("--workspace", min=0, help="For an engine: GiB of scratch memory.", show_default="all there is"),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option("--timing-cache", metavar="FILE", help="For an engine: measurements to keep for the next."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="PATH", help="File or folder to write.", show_default="beside the weights"),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a model for ONNX Runtime, TensorRT, OpenVINO or NCNN."""
+    with reporting(debug):
+        size = _size(imgsz)
+        from fastyolo import export as exporting
+
+        model = load(weights)
+        target = exporting.target_of(model, format.value, output)
+        file = exporting.onnx_of(target) if format is Format.engine else target
+        console = Console(highlight=False, soft_wrap=True)
+        with console.status("export"):
+            exporting.export(
+                model,
+                Format.tensorrt_onnx.value if format is Format.engine else format.value,
+                outputs=outputs.value if outputs else None,
+                imgsz=size,
+                batch=batch,
+                dynamic=dynamic,
+                half=half,
+                conf=conf,
+                iou=iou,
+                max_det=max_det,
+                multi_label=multi_label,
+                agnostic_nms=agnostic_nms,
+                plugins=[plugin.value for plugin in plugins or ()],
+                runtime_thresholds=runtime_thresholds,
+                path=file,
+            )
+        _say_written(console, file)
+        if format in (Format.engine, Format.tensorrt_onnx):
+            from fastyolo.export import engine
+
+            built = target if format is Format.engine else file.with_suffix(".engine")
+            settings: dict[str, Any] = {"half": half, "workspace": workspace, "timing_cache": timing_cache}
+            console.print(f"To build an engine: {engine.trtexec_command(file, built, **settings)}", markup=False)
+            if format is Format.engine:
+                with console.status("build"):
+                    engine.build(file, target, **settings)
+                _say_written(console, target)
+
+
+def _say_written(console: Console, path: Path) -> None:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    console.print(f"{path}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB", markup=False)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
+    if not match:
+        raise typer.BadParameter(
+            f"expected a side or a height and a width, as 640 or 480x640, got {text!r}.", param_hint="--imgsz"
+        )
+    height, width = match.groups()
+    return int(height), int(width or height)

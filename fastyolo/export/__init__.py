@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Checkpoints to files for other runtimes: ONNX, TensorRT, OpenVINO, NCNN. Light until something is exported."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import math
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from fastyolo.integrations.ultralytics.export import YOLO, Form, Input
+    from fastyolo.runtime.metadata import Nms, Outputs
+
+__all__ = ["FORMATS", "PLUGINS", "Format", "Plugin", "export", "onnx_of", "target_of"]
+
+Format = Literal["onnx", "tensorrt-onnx", "engine", "openvino", "ncnn"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+Plugin = Literal["eca", "dw_sppf", "sppf_pool"]
+PLUGINS: tuple[Plugin, ...] = get_args(Plugin)
+
+# What each format can put out, its default first.
+_OUTPUTS: dict[Format, tuple[Outputs, ...]] = {
+    "onnx": ("maps", "boxes", "detections"),
+    "tensorrt-onnx": ("detections", "maps", "boxes"),
+    "engine": ("detections", "maps", "boxes"),
+    "openvino": ("boxes",),
+    "ncnn": ("boxes",),
+}
+_SUFFIXES: dict[Format, str] = {
+    "onnx": ".onnx",
+    "tensorrt-onnx": ".onnx",
+    "engine": ".engine",
+    "openvino": "_openvino_model",
+    "ncnn": "_ncnn_model",
+}
+_PACKAGES: dict[Format, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxslim"),
+    "tensorrt-onnx": ("onnx", "onnxslim"),
+    "engine": ("onnx", "onnxslim"),  # TensorRT itself is wanted when the ONNX file is there
+    "openvino": ("openvino",),
+    "ncnn": ("ncnn", "pnnx"),
+}
+_MAX_CANDIDATES = 30000  # ultralytics' max_nms, which no setting changes
+
+
+def export(
+    weights: str | Path | YOLO,
+    format: Format = "onnx",  # noqa: A002 - ultralytics' name
+    *,
+    outputs: Outputs | None = None,
+    imgsz: int | tuple[int, int] = 640,
+    batch: int = 1,
+    dynamic: bool = False,
+    half: bool = False,
+    conf: float = 0.25,
+    iou: float = 0.7,
+    max_det: int = 300,
+    multi_label: bool = False,
+    agnostic_nms: bool = False,
+    plugins: Sequence[Plugin] = (),
+    runtime_thresholds: bool = False,
+    workspace: float | None = None,
+    timing_cache: str | Path | None = None,
+    path: str | Path | None = None,
+) -> Path:
+    """Write a detection model for another runtime.
+
+    Every file says by itself how to use it: `fastyolo.runtime.metadata.Metadata` and ultralytics' own entries.
+
+    - onnx: ONNX's standard operators only.
+    - tensorrt-onnx: for TensorRT with fastyolo's plugin library. Detections come from the plugin FastYoloDecodeNMS.
+    - engine: that, which stays beside it, built by the `tensorrt` package for the GPU of this machine.
+    - openvino, ncnn: a folder by ultralytics' exporter, whose output on a picture is then compared with torch's.
+
+    Args:
+        weights: a checkpoint of a detection model, or a `YOLO` object, which stays as it is.
+        format: as above.
+        outputs: "maps", "boxes" or "detections", see `fastyolo.runtime.metadata.output_names`. `None` means maps for
+            onnx, detections for the two of TensorRT, and boxes for openvino and ncnn, which have no other.
+        imgsz: side, or height and width, of the input in pixels. Rounded up to multiples of the model's largest stride.
+        batch: images per run.
+        dynamic: leave the batch, the height and the width of the input free. Those of an engine can be up to `batch`
+            and `imgsz`, for which it is optimised.
+        half: weights and maps in float16. Input and outputs stay float32, and boxes are decoded in float32.
+        conf: for outputs "detections": score that a detection must exceed. In the metadata of the file, too.
+        iou: for outputs "detections": IoU above which the lesser box is dropped.
+        max_det: for outputs "detections": rows of the result.
+        multi_label: for outputs "detections": report every class of an anchor above `conf`, not the best only, as
+            validation does.
+        agnostic_nms: for outputs "detections": let boxes suppress boxes of other classes.
+        plugins: for the two formats of TensorRT: modules to put out as nodes of fastyolo's plugins.
+        runtime_thresholds: for the two formats of TensorRT: add the input `thresholds` [2] float32 for score and IoU,
+            in place of `conf` and `iou`.
+        workspace: for engine: most scratch memory of a layer, GiB. `None` means all of the GPU's.
+        timing_cache: for engine: a file of measurements that makes the next build faster; made if it is not there.
+        path: of the file or folder, which replaces one that is there in one step. `None` means beside the checkpoint.
+
+    Returns:
+        The path of the file or folder.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: an argument is not as above, or the model is none that can be exported.
+        ImportError: a package that the format needs is missing.
+        OSError: the path cannot be written.
+        RuntimeError: the result of ultralytics' exporter does not agree with torch, or TensorRT refuses the model.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
+    outputs = outputs or _OUTPUTS[format][0]
+    if outputs not in _OUTPUTS[format]:
+        raise ValueError(f"outputs must be {' or '.join(_OUTPUTS[format])} for format {format!r}, got {outputs!r}.")
+    _check_tensorrt(format, outputs, plugins, runtime_thresholds)
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}.")
+    if format == "ncnn" and (dynamic or batch > 1):
+        raise ValueError("dynamic and batch are not for format 'ncnn', which runs one image of one size; drop them.")
+    _require_packages(format)
+    from fastyolo.integrations.ultralytics import export as ultralytics
+    from fastyolo.runtime.metadata import Nms
+
+    nms = None
+    if outputs == "detections":
+        _check_nms(conf, iou, max_det)
+        nms = Nms(conf, iou, max_det, _MAX_CANDIDATES, multi_label, agnostic_nms)
+    model = ultralytics.load(weights)
+    target = target_of(model, format, path)
+    size = _rounded(imgsz, int(model.model.stride.max()))
+    given = ultralytics.Input(size, batch, dynamic, half)
+    _require_writable(target)
+    if format in ("openvino", "ncnn"):
+        _convert(model, format, given, target)
+        return target
+    file = onnx_of(target) if format == "engine" else target
+    _write_onnx(model, format, outputs, given, nms, plugins, runtime_thresholds, file)
+    if format == "engine":
+        from fastyolo.export import engine
+
+        cache = Path(timing_cache) if timing_cache is not None else None
+        engine.build(file, target, half=half, workspace=workspace, timing_cache=cache)
+    return target
+
+
+def target_of(model: YOLO, format: Format, path: str | Path | None = None) -> Path:  # noqa: A002
+    """The file or folder that `export` writes.
+
+    Raises:
+        ValueError: `path` does not end as the format's files do.
+    """
+    suffix = _SUFFIXES[format]
+    if path is not None:
+        if not Path(path).name.endswith(suffix):
+            raise ValueError(f"path must end in {suffix!r} for format {format!r}, got {str(path)!r}.")
+        return Path(path)
+    from fastyolo.integrations.ultralytics.export import origin
+
+    checkpoint = origin(model)
+    engine = checkpoint.with_suffix(".engine")
+    return onnx_of(engine) if format == "tensorrt-onnx" else checkpoint.with_name(f"{checkpoint.stem}{suffix}")
+
+
+def onnx_of(engine: Path) -> Path:
+    """The ONNX file that an engine is built from."""
+    return engine.with_name(f"{engine.stem}-tensorrt.onnx")
+
+
+def _write_onnx(
+    model: YOLO,
+    kind: Format,
+    outputs: Outputs,
+    given: Input,
+    nms: Nms | None,
+    plugins: Sequence[Plugin],
+    runtime_thresholds: bool,
+    target: Path,
+) -> None:
+    import onnx
+
+    from fastyolo._files import replacing
+    from fastyolo.export import graph
+    from fastyolo.integrations.ultralytics import export as ultralytics
+
+    network = ultralytics.deployed(model)
+    metadata = ultralytics.metadata_of(network, outputs, given.imgsz, nms)
+    properties = ultralytics.properties(network, metadata, given, graph.OPSET)
+    by_plugin = kind != "onnx"
+    form = _form(outputs, by_plugin)
+    document = ultralytics.graph(network, form, given, graph.OPSET, plugins)
+    if nms and by_plugin:
+        graph.append_decode_nms(document, nms, metadata.strides, runtime_thresholds=runtime_thresholds)
+    elif nms:
+        graph.append_nms(document, nms)
+    graph.finish(document, properties, portable=not by_plugin)
+    with replacing(target) as temporary:
+        onnx.save(document, temporary)
+
+
+def _form(outputs: Outputs, by_plugin: bool) -> Form:
+    if outputs != "detections":
+        return outputs
+    return "raw maps" if by_plugin else "candidates"
+
+
+def _convert(model: YOLO, kind: Format, given: Input, target: Path) -> None:
+    from fastyolo.integrations.ultralytics import export as ultralytics
+
+    network = ultralytics.deployed(model)
+    metadata = ultralytics.metadata_of(network, "boxes", given.imgsz, None)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
+        scratch = Path(name).resolve()
+        folder = ultralytics.convert(model, network, metadata, kind, given, scratch)
+        if target.exists():
+            target.rename(scratch / "replaced")
+        folder.rename(target)
+
+
+def _require_packages(kind: Format) -> None:
+    missing = [package for package in _PACKAGES[kind] if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"format {kind!r} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+            f"installed; pip install {' '.join(missing)}."
+        )
+
+
+def _require_writable(target: Path) -> None:
+    """Find out before the work of an export."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+        if target.is_dir() and not (target / "metadata.yaml").is_file():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, and no exported model")
+    except OSError as error:
+        raise type(error)(f"path {str(target)!r} cannot be written ({error.strerror}); name another.") from error
+
+
+def _check_tensorrt(kind: Format, outputs: Outputs, plugins: Sequence[Plugin], runtime_thresholds: bool) -> None:
+    if unknown := sorted(set(plugins) - set(PLUGINS)):
+        raise ValueError(f"plugins must be of {', '.join(PLUGINS)}, got {', '.join(map(repr, unknown))}.")
+    if (plugins or runtime_thresholds) and kind not in ("tensorrt-onnx", "engine"):
+        name = "plugins" if plugins else "runtime_thresholds"
+        raise ValueError(f"{name} is for the formats tensorrt-onnx and engine, got format {kind!r}; leave it out.")
+    if runtime_thresholds and outputs != "detections":
+        raise ValueError(f"runtime_thresholds is for outputs 'detections', got {outputs!r}; leave it out.")
+
+
+def _check_nms(conf: float, iou: float, max_det: int) -> None:
+    for name, value in (("conf", conf), ("iou", iou)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}.")
+    if not 1 <= max_det <= 65536:
+        raise ValueError(f"max_det must be in [1, 65536], got {max_det}.")
+
+
+def _rounded(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width, rounded up to multiples of `stride` as ultralytics does, with a warning."""
+    asked = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
+    if len(asked) != 2 or min(asked) < 1:
+        raise ValueError(f"imgsz must be a side or a height and a width in pixels, got {imgsz}.")
+    height, width = (math.ceil(size / stride) * stride for size in asked)
+    if (height, width) != asked:
+        warnings.warn(
+            f"imgsz {asked[0]}x{asked[1]} becomes {height}x{width}: sizes must be multiples of the stride {stride}.",
+            stacklevel=3,
+        )
+    return height, width
