@@ -37,7 +37,14 @@ def main() -> None:
 
 
 def render(report: dict[str, Any]) -> str:
-    kinds = {"ops": render_ops, "accuracy": render_accuracy, "models": render_models, "study": render_study}
+    kinds = {
+        "ops": render_ops,
+        "accuracy": render_accuracy,
+        "model": render_model,
+        "models": render_models,
+        "runtime": render_runtime,
+        "study": render_study,
+    }
     return kinds[report["kind"]](report)
 
 
@@ -143,6 +150,49 @@ def render_models(report: dict[str, Any]) -> str:
             f"{mine:.{n}f} of {other:.{n}f}, {mine / other:.0%}" for n, (mine, other) in zip(digits, pairs, strict=True)
         ]
         lines.append(f"| {' | '.join([*row['models'], *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def render_model(report: dict[str, Any]) -> str:
+    """A line for each input size of one model."""
+    rows = report["results"]
+    labels = {"pytorch": "PyTorch", "onnxruntime": f"ONNX Runtime {report['runtimes']['onnxruntime']}"}
+    columns = [f"ms in {labels[runtime]}: median, 90th percentile" for runtime in rows[0]["latency"]]
+    on_data = ""
+    if report["data"]:
+        at = report["recall_at"]
+        on_data = (
+            f" on {report['images']} images of {report['data']}; recall by COCO's sizes of objects, at IoU "
+            f"{at['iou']:g} and a score of {at['score']:g}"
+        )
+        columns += ["mAP50-95", "mAP50", *(f"recall, {size}" for size in rows[0]["recall"])]
+    lines = [
+        f"{_machine(report)}; {report['weights']}{on_data}; latency of one image.",
+        "",
+        f"| imgsz | {' | '.join(columns)} |",
+        f"|--:|{'--:|' * len(columns)}",
+    ]
+    for row in rows:
+        cells = [f"{time['median_ms']:.1f}, {time['p90_ms']:.1f}" for time in row["latency"].values()]
+        if report["data"]:
+            values = [row["mAP50-95"], row["mAP50"], *(size["recall"] for size in row["recall"].values())]
+            cells += ["-" if value is None else f"{value:.3f}" for value in values]
+        lines.append(f"| {row['imgsz']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def render_runtime(report: dict[str, Any]) -> str:
+    """A line for each way of running the same images."""
+    ratios = report["ratio_to_ultralytics"]
+    side = report["imgsz"]
+    lines = [
+        f"{_machine(report)}; onnxruntime {report['onnxruntime']}; {report['weights']} at {side} x {side} pixels, "
+        f"{report['images']} photographs from their files to boxes.",
+        "",
+        "| | images/s | times ultralytics' |",
+        "|---|--:|--:|",
+        *(f"| {name} | {rate:.1f} | {ratios[name]:.2f} |" for name, rate in report["images_per_second"].items()),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -21,18 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import torch
 import yaml
-from torch import Tensor
-from torchvision.ops import box_iou
 from ultralytics import YOLO
-from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import LOGGER
 
 from fastyolo._files import write_json
 from fastyolo.bench.environment import environment
+from fastyolo.integrations.ultralytics.accuracy import IOU, SCORE, SIZES, evaluate
 from fastyolo.nn import GELAN
 from fastyolo.train import Trainer
 
@@ -40,8 +37,6 @@ mpl.use("agg")
 from matplotlib import pyplot
 
 HERE = Path(__file__).resolve().parent
-SMALL = 32  # pixels: an object is small if its area is below the square of it, as in COCO
-SCORE, IOU = 0.25, 0.5  # what a detection needs to count as a find
 AMP = "bf16"
 
 
@@ -126,9 +121,9 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "data": title,
         "recipe": {"epochs": arguments.epochs, "imgsz": arguments.imgsz, "batch": arguments.batch, "amp": AMP},
-        "small": {"pixels": SMALL, "score": SCORE, "iou": IOU},
+        "small": {"pixels": int(SIZES["small"][1] ** 0.5), "score": SCORE, "iou": IOU},
         "environment": environment(),
-        "runs": [evaluate(run, arguments) for run in runs],
+        "runs": [assess(run, arguments) for run in runs],
     }
     logs = HERE / title
     logs.mkdir(exist_ok=True)
@@ -150,6 +145,7 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
         "epochs": arguments.epochs,
         "imgsz": arguments.imgsz,
         "batch": arguments.batch,
+        "nbs": arguments.batch,  # an update for each batch: with 64 images to an update, few epochs are too few updates
         "device": arguments.device,
         "seed": run.seed,
         "amp": AMP,
@@ -180,53 +176,19 @@ def without_attention(run: Run) -> str:
     return str(path)
 
 
-def evaluate(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+def assess(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of the best checkpoint on the validation images."""
-    model = YOLO(str(run.best))
-    settings = {"imgsz": arguments.imgsz, "device": arguments.device, "verbose": False}
-    data = str(arguments.data.resolve())
-    box = model.val(data=data, plots=False, save_dir=str(run.folder / "val"), **settings).box
-    found, small = small_objects(model, data, settings)
+    accuracy = evaluate(YOLO(str(run.best)), str(arguments.data.resolve()), arguments.imgsz, device=arguments.device)
+    small = accuracy.recall["small"]
     return {
         "variant": run.name,
         "label": run.variant.label,
         "seed": run.seed,
-        "mAP50": float(box.map50),
-        "mAP50-95": float(box.map),
-        "small_recall": found / small if small else None,
-        "small_objects": small,
+        "mAP50": accuracy.map50,
+        "mAP50-95": accuracy.map50_95,
+        "small_recall": small.value,
+        "small_objects": small.objects,
     }
-
-
-def small_objects(model: YOLO, data: str, settings: dict[str, Any]) -> tuple[int, int]:
-    """How many small objects of the validation images are found, and how many there are."""
-    found = small = 0
-    folders = check_det_dataset(data)["val"]
-    files = [file for folder in np.atleast_1d(folders) for file in Path(folder).rglob("*")]
-    images = sorted(str(file) for file in files if file.suffix[1:].lower() in IMG_FORMATS)
-    for image, file in zip(images, img2label_paths(images), strict=True):
-        if not Path(file).exists():
-            continue  # no object in it
-        boxes = model.predict(image, conf=SCORE, **settings)[0].boxes
-        height, width = boxes.orig_shape
-        labels = torch.from_numpy(np.loadtxt(file, dtype=np.float32).reshape(-1, 5))
-        for label in labels[:, 0].unique():
-            centres, sides = (labels[labels[:, 0] == label, 1:] * torch.tensor([width, height] * 2)).split(2, 1)
-            objects = torch.cat((centres - sides / 2, centres + sides / 2), 1)
-            is_found = matched(box_iou(boxes.xyxy[boxes.cls == label].cpu(), objects))
-            is_small = sides.prod(1) < SMALL**2
-            small += int(is_small.sum())
-            found += int((is_small & is_found).sum())
-    return found, small
-
-
-def matched(overlaps: Tensor) -> Tensor:
-    """Which objects (columns) are found: each detection (rows, by descending score) takes its best one that is free."""
-    found = torch.zeros(overlaps.shape[1], dtype=torch.bool)
-    for row in overlaps:
-        best = int(row.masked_fill(found, 0).argmax())
-        found[best] |= bool(row[best] >= IOU)
-    return found
 
 
 def plot(runs: list[Run], path: Path, title: str) -> None:

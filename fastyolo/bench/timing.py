@@ -86,6 +86,12 @@ def _captured(call: Call) -> Call:
 
 def interleave(contenders: Mapping[str, Contender], *, seconds: float, min_rounds: int) -> dict[str, Timing]:
     """Sample the contenders in turns, in alternating order, for `seconds` and at least `min_rounds` rounds."""
+    samples = take_turns(contenders, seconds=seconds, min_rounds=min_rounds)
+    return {name: _timing(values) for name, values in samples.items()}
+
+
+def take_turns(contenders: Mapping[str, Contender], *, seconds: float, min_rounds: int) -> dict[str, list[float]]:
+    """The samples of `interleave`: seconds per call."""
     for contender in contenders.values():
         for _ in range(2):
             contender.sample()
@@ -96,7 +102,7 @@ def interleave(contenders: Mapping[str, Contender], *, seconds: float, min_round
         for name in order:
             samples[name].append(contenders[name].sample())
         order.reverse()
-    return {name: _timing(values) for name, values in samples.items()}
+    return samples
 
 
 def _timing(samples: list[float]) -> Timing:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from enum import Enum
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, progress_bar, reporting
+from fastyolo.cli.common import Debug, DeviceName, Json, Weights, load_detector, progress_bar, reporting
 
 bench_app = typer.Typer(help="Measure this machine.", rich_markup_mode="rich")
 
@@ -33,6 +34,9 @@ class Op(str, Enum):
     eca = "eca"
     dw_sppf = "dw_sppf"
     sppf_pool = "sppf_pool"
+
+
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all")]
 
 
 @bench_app.command(epilog="Example: fastyolo bench ops --op decode_nms --json bench/results/cpu.json")
@@ -54,7 +58,7 @@ def ops(
         Path | None,
         typer.Option("--images", metavar="DIR", exists=True, file_okay=False, help="Photographs to run it on."),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all")] = None,
+    threads: Threads = None,
     json: Json = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds: smaller cases, fewer samples.")] = False,
     debug: Debug = False,
@@ -90,6 +94,88 @@ def ops(
             write_json(json, bench.report(results, target, maps_source, left_out))
 
 
+@bench_app.command(
+    epilog="Example: fastyolo bench model --weights best.pt --imgsz 320 480 640 --data coco128.yaml --plot sizes.png"
+)
+def model(
+    weights: Weights = "yolov8n.pt",
+    imgsz: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--imgsz", metavar="SIDE [SIDE]...", help="Sides of the square inputs, in pixels.", show_default="640"
+        ),
+    ] = None,
+    more_sizes: Annotated[list[int] | None, typer.Argument(metavar="SIDE", hidden=True)] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="YAML",
+            help="Data set, for mAP and the recall of small, medium and large objects.",
+            show_default="latency alone",
+        ),
+    ] = None,
+    device: DeviceName = None,
+    threads: Threads = None,
+    json: Json = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw speed against accuracy here.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure a detector at several input sizes: latency in PyTorch and ONNX Runtime, and accuracy."""
+    with reporting(debug):
+        if more_sizes and not imgsz:
+            raise typer.BadParameter("Give the sides after it.", param_hint="--imgsz")
+        if plot and data is None:
+            raise typer.BadParameter("It draws accuracies, which need --data.", param_hint="--plot")
+        from fastyolo.bench import model as bench
+
+        if plot and plot.suffix not in bench.PICTURES:
+            raise typer.BadParameter(
+                f"It must end in {', '.join(bench.PICTURES)}, got {plot.name!r}.", param_hint="--plot"
+            )
+        sizes = sorted({*(imgsz or [640]), *(more_sizes or [])})
+        detector = load_detector(weights, device, half=False, stock=False)
+        import torch
+
+        from fastyolo.integrations.ultralytics.accuracy import evaluate
+
+        device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        bench.check_sizes(detector, sizes)
+        console = Console(highlight=False)
+        without_onnx = bench.left_out()
+        if without_onnx:
+            console.print(f"ONNX Runtime is left out: {without_onnx}.")
+        cores = threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(cores)
+        with progress_bar(console) as progress, tempfile.TemporaryDirectory() as folder:
+            steps = (bool(data) + (not without_onnx)) * len(sizes) + 1
+            task = progress.add_task("accuracy", total=steps)
+            found = {}
+            for index, side in enumerate(sizes if data else ()):
+                progress.update(task, description=f"accuracy at {side}")
+
+                def advance(share: float, done: int = index) -> None:
+                    progress.update(task, completed=done + share)
+
+                found[side] = evaluate(detector, str(data), side, device=device, on_batch=advance)
+            files = {}
+            for side in () if without_onnx else sizes:
+                progress.update(task, description=f"export at {side}")
+                files[side] = bench.export(weights, side, Path(folder))
+                progress.advance(task)
+            progress.update(task, description="latency")
+            photographs = found[sizes[0]].images if found else bench.sample_photographs()
+            times = bench.latency(detector, files, sizes, photographs, device=device, threads=cores)
+        document = bench.report(weights, data, device, cores, times, found)
+        console.print(_model_table(document))
+        if json:
+            write_json(json, document)
+        if plot:
+            bench.plot(document, plot)
+
+
 def _maps(weights: Path | None, images: Path | None) -> tuple[Any, str]:
     """Head maps for the cases, None for synthetic ones, and what to call them."""
     from fastyolo.bench import ops as bench
@@ -123,6 +209,37 @@ def _bench_table(results: list[dict[str, Any]], title: str) -> Table:
                 f"{row['gb_per_s']:.2f}",
                 f"{row['memory_share']:.0%}",
             )
+    return table
+
+
+def _model_table(document: dict[str, Any]) -> Table:
+    from fastyolo.bench.model import LABELS
+
+    rows = document["results"]
+    runtimes = list(rows[0]["latency"])
+    title = f"{document['weights']}, {document['threads']} threads"
+    caption = "Milliseconds of an image, letterbox and NMS included: median, 90th percentile."
+    columns = ["imgsz", *(LABELS[runtime] for runtime in runtimes)]
+    if document["data"]:
+        title += f"; {document['data']}, {document['images']} images"
+        caption += (
+            "\nsmall, medium, large: recall of objects below 32² pixels in the image file, below 96², and of the rest, "
+            "at score {score} and IoU {iou}.".format(**document["recall_at"])
+        )
+        columns += ["mAP50-95", "mAP50", "small", "medium", "large"]
+    table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        times = (row["latency"][runtime] for runtime in runtimes)
+        values: list[float | None] = []
+        if document["data"]:
+            values = [row["mAP50-95"], row["mAP50"], *(size["recall"] for size in row["recall"].values())]
+        table.add_row(
+            str(row["imgsz"]),
+            *(f"{time['median_ms']:.1f} {time['p90_ms']:7.1f}" for time in times),
+            *("none" if value is None else f"{value:.3f}" for value in values),
+        )
     return table
 
 

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""fastyolo bench model: recall by the size of objects, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("ultralytics")
+
+import cv2
+import numpy as np
+import yaml
+from ultralytics import YOLO
+from ultralytics.nn.tasks import yaml_model_load
+
+import fastyolo
+from fastyolo.bench import model as bench
+from fastyolo.cli import app
+from fastyolo.integrations.ultralytics.accuracy import SIZES, Accuracy, evaluate, matched
+
+
+def square(side: float, x: float = 0.0) -> list[float]:
+    return [x, 0.0, x + side, side]
+
+
+def count(detections: list[tuple[float, list[float]]], objects: list[tuple[float, list[float]]]) -> dict[str, Any]:
+    """(found, objects) by size, of (class, box) pairs."""
+    accuracy = Accuracy()
+    boxes, labels = (torch.tensor([row[i] for row in detections]) for i in (1, 0))
+    truth, truth_labels = (torch.tensor([row[i] for row in objects]) for i in (1, 0))
+    truth = truth.reshape(-1, 4)
+    areas = (truth[:, 2] - truth[:, 0]) * (truth[:, 3] - truth[:, 1])
+    accuracy.count(boxes.reshape(-1, 4), labels, truth, truth_labels, areas)
+    return {size: (recall.found, recall.objects) for size, recall in accuracy.recall.items()}
+
+
+def test_sizes_are_those_of_coco() -> None:
+    objects = [(0.0, square(side, 500 * i)) for i, side in enumerate((31.9, 32.0, 95.9, 96.0, 400.0))]
+    assert count(objects, objects) == {"small": (1, 1), "medium": (2, 2), "large": (2, 2)}
+    assert count([], objects) == {"small": (0, 1), "medium": (0, 2), "large": (0, 2)}
+    assert count(objects, []) == {"small": (0, 0), "medium": (0, 0), "large": (0, 0)}
+
+
+def test_a_find_needs_class_and_overlap() -> None:
+    thing = (1.0, square(10))
+    assert count([(0.0, square(10))], [thing])["small"] == (0, 1)
+    assert count([(1.0, [0.0, 0.0, 10.0, 4.9])], [thing])["small"] == (0, 1)
+    assert count([(1.0, [0.0, 0.0, 10.0, 5.1])], [thing])["small"] == (1, 1)
+
+
+def test_a_detection_finds_one_object() -> None:
+    twins = [(0.0, square(10)), (0.0, square(10, 1.0))]
+    assert count(twins[:1], twins)["small"] == (1, 2)
+    assert count(twins, twins)["small"] == (2, 2)
+    assert count([twins[0], twins[0], twins[0]], twins)["small"] == (2, 2)
+
+
+def test_a_detection_takes_its_best_free_object() -> None:
+    overlaps = torch.tensor([[0.6, 0.9], [0.4, 0.8]])
+    assert matched(overlaps).tolist() == [False, True]
+    assert matched(overlaps[:0]).tolist() == [False, False]
+    assert matched(torch.empty(3, 0)).tolist() == []
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small untrained detector."""
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / "yolov8n.yaml").write_text(yaml.safe_dump({**yaml_model_load("yolov8n.yaml"), "nc": 2}))
+    torch.manual_seed(0)
+    YOLO(folder / "yolov8n.yaml").save(folder / "tiny.pt")
+    return str(folder / "tiny.pt")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    monkeypatch.setattr(bench, "MIN_ROUNDS", 2)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def photographs(data: Path, tmp_path: Path) -> Path:
+    """data.yaml of the first images of coco128-val, which ultralytics may write to."""
+    source = data / "coco128-val"
+    for folder, suffix in (("images", ".jpg"), ("labels", ".txt")):
+        (tmp_path / "coco" / folder).mkdir(parents=True)
+        for image in sorted((source / "images").iterdir())[:6]:
+            file = (source / folder / image.name).with_suffix(suffix)
+            if file.exists():
+                (tmp_path / "coco" / folder / file.name).symlink_to(file)
+    names = yaml.safe_load((source / "data.yaml").read_text())["names"]
+    (tmp_path / "coco" / "data.yaml").write_text(yaml.safe_dump({"train": "images", "val": "images", "names": names}))
+    return tmp_path / "coco" / "data.yaml"
+
+
+def objects_of(photographs: Path) -> dict[str, int]:
+    """Objects by size, from the label files."""
+    counts = dict.fromkeys(SIZES, 0)
+    for file in (photographs.parent / "labels").glob("*.txt"):
+        height, width = cv2.imread(str(photographs.parent / "images" / f"{file.stem}.jpg")).shape[:2]
+        for _, _, _, w, h in np.loadtxt(file).reshape(-1, 5):
+            side = (w * width * h * height) ** 0.5
+            counts["small" if side < 32 else "medium" if side < 96 else "large"] += 1
+    return counts
+
+
+@pytest.mark.data
+def test_accuracy_is_that_of_the_validator(data: Path, photographs: Path, tmp_path: Path) -> None:
+    weights = str(data / "weights" / "yolov8n-recovered.pt")
+    settings = {"imgsz": 320, "rect": False, "plots": False, "verbose": False, "save_dir": str(tmp_path / "val")}
+    expected = YOLO(weights).val(data=str(photographs), **settings).box
+    stock = evaluate(YOLO(weights), str(photographs), 320)
+    accelerated = evaluate(fastyolo.accelerate(YOLO(weights)), str(photographs), 320)
+    assert (stock.map50, stock.map50_95) == (expected.map50, expected.map)
+    assert accelerated.map50_95 == pytest.approx(expected.map, abs=1e-3)
+    assert accelerated.recall == stock.recall
+    assert {size: recall.objects for size, recall in stock.recall.items()} == objects_of(photographs)
+    assert all(0 < recall.found <= recall.objects for recall in (stock.recall["medium"], stock.recall["large"]))
+    assert len(stock.images) == len(set(stock.images)) == 6
+    smaller = evaluate(YOLO(weights), str(photographs), 128)  # the same objects, of which fewer are found
+    assert {size: recall.objects for size, recall in smaller.recall.items()} == objects_of(photographs)
+    assert 0 < sum(x.found for x in smaller.recall.values()) < sum(x.found for x in stock.recall.values())
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("quick")
+def test_bench_model(data: Path, photographs: Path, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxslim", "onnxruntime"):
+        pytest.importorskip(package)
+    arguments = ["--weights", str(data / "weights" / "yolov8n-recovered.pt"), "--imgsz", "128", "64", "128"]
+    arguments += ["--data", str(photographs), "--json", "sizes.json", "--plot", "sizes.png", "--threads", "1"]
+    done = CliRunner().invoke(app, ["bench", "model", *arguments])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "sizes.json").read_text())
+    assert (report["kind"], report["images"], report["threads"], report["left_out"]) == ("model", 6, 1, [])
+    assert [row["imgsz"] for row in report["results"]] == [64, 128]
+    for row in report["results"]:
+        assert {size: recall["objects"] for size, recall in row["recall"].items()} == objects_of(photographs)
+        assert 0 <= row["mAP50-95"] <= row["mAP50"] <= 1
+        assert set(row["latency"]) == {"pytorch", "onnxruntime"}
+        for latency in row["latency"].values():
+            assert 0 < latency["median_ms"] <= latency["p90_ms"]
+            assert latency["samples"] == 2
+        assert f"{row['mAP50-95']:.3f}" in done.output
+    assert cv2.imread(str(tmp_path / "sizes.png")).std() > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "sizes.json", "sizes.png"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_latency_alone_without_onnxruntime(weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    versions = {"onnxruntime": None}
+    monkeypatch.setattr(bench, "installed_version", lambda package: versions.get(package, "1.0"))
+    done = CliRunner().invoke(app, ["bench", "model", "--weights", weights, "--imgsz", "64", "--json", "sizes.json"])
+    assert done.exit_code == 0, done.output
+    assert "ONNX Runtime is left out: onnxruntime is not installed." in done.output
+    report = json.loads((tmp_path / "sizes.json").read_text())
+    (row,) = report["results"]
+    assert set(row) == {"imgsz", "latency"}
+    assert set(row["latency"]) == {"pytorch"}
+    assert report["left_out"] == ["ONNX Runtime: onnxruntime is not installed"]
+
+
+@pytest.mark.parametrize(
+    ("status", "arguments", "sentence"),
+    [
+        (1, ["--imgsz", "100", "64"], "must be multiples of the model's largest stride, 32, got 100."),
+        (2, ["64"], "Give the sides after it"),
+        (2, ["--imgsz", "64", "many"], "not a valid int|valid integer"),
+        (2, ["--imgsz", "64", "--plot", "x.png"], "need --data"),
+        (2, ["--imgsz", "64", "--plot", "x.txt", "--data", "d.yaml"], "must end in .pdf, .png, .svg, got 'x.txt'"),
+        (1, ["--imgsz", "64", "--data", "absent.yaml"], "absent.yaml"),
+    ],
+)
+@pytest.mark.usefixtures("quick")
+def test_wrong_usage(weights: str, status: int, arguments: list[str], sentence: str) -> None:
+    done = CliRunner().invoke(app, ["bench", "model", "--weights", weights, *arguments])
+    assert done.exit_code == status, done.output
+    (line,) = done.stderr.splitlines()
+    assert any(part in line for part in sentence.split("|")), line
