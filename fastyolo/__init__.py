@@ -31,7 +31,7 @@ if _compiled_version != __version__:
     )
 
 if TYPE_CHECKING:
-    from fastyolo import bench, integrations, nn, ops, reference
+    from fastyolo import bench, diagnose, export, integrations, nn, ops, reference, runtime, train
     from fastyolo.integrations.ultralytics.acceleration import accelerate
 
 __all__ = [
@@ -40,13 +40,17 @@ __all__ = [
     "accelerate",
     "bench",
     "build_info",
+    "diagnose",
+    "export",
     "integrations",
     "nn",
     "ops",
     "reference",
+    "runtime",
+    "train",
 ]
 
-_MODULES = ("bench", "integrations", "nn", "ops", "reference")
+_MODULES = ("bench", "diagnose", "export", "integrations", "nn", "ops", "reference", "runtime", "train")
 _HOMES = {"accelerate": "fastyolo.integrations.ultralytics.acceleration"}
 
 

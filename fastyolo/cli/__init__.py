@@ -9,10 +9,12 @@ import typer
 
 from fastyolo.cli.bench import bench_app
 from fastyolo.cli.common import OneSentence
+from fastyolo.cli.export import export
 from fastyolo.cli.info import info
 from fastyolo.cli.predict import predict
 from fastyolo.cli.train import train
 from fastyolo.cli.val import val
+from fastyolo.cli.verify import verify
 
 app = typer.Typer(
     cls=OneSentence,
@@ -29,6 +31,10 @@ app.command(
 app.command(epilog="Example: fastyolo val --weights best.pt --data coco.yaml --no-rect --json metrics.json")(val)
 app.command(epilog="Example: fastyolo train --data pcb.yaml --teacher best.pt --epochs 300 --set kd_ramp_epochs=5")(
     train
+)
+app.command(epilog="Example: fastyolo export --weights best.pt --format onnx --outputs detections --dynamic")(export)
+app.command(epilog="Example: fastyolo verify --weights best.pt --model best.onnx --source images/ --json parity.json")(
+    verify
 )
 app.command(epilog="Example: fastyolo info yolov8s-fast.yaml --json info.json")(info)
 app.add_typer(bench_app, name="bench")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What an exported model says of its anchors, in one form whatever its outputs are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastyolo import _C
+from fastyolo.diagnose.culprits import Array, to_xyxy
+from fastyolo.runtime.metadata import Metadata, Nms
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Boxes and scores of an image's anchors, of all or of those that were detected.
+
+    Attributes:
+        anchors: [n], by index.
+        boxes: [n, 4] xyxy in input pixels.
+        scores: [n, C], or [n] of the classes `labels`.
+        labels: [n], or None.
+        note: which anchors these are.
+    """
+
+    anchors: npt.NDArray[Any]
+    boxes: Array
+    scores: Array
+    labels: npt.NDArray[Any] | None
+    note: str
+
+    def same_of(self, predictions: Array) -> tuple[Array, Array]:
+        """The same boxes and scores out of predictions [4 + C, A]."""
+        boxes, scores = predictions[:4, self.anchors].T, predictions[4:, self.anchors].T
+        if self.labels is not None:
+            scores = np.take_along_axis(scores, self.labels[:, None].astype(np.int64), 1)[:, 0]
+        return boxes, scores
+
+
+def predictions(metadata: Metadata, outputs: Outputs) -> Predictions:
+    """Those of the first image of a run's outputs; of maps, as the kernel of `Detector` decodes them."""
+    if metadata.outputs == "maps":
+        return _of_maps(metadata, [output[:1] for output in outputs.values()])
+    if metadata.outputs == "boxes":
+        (output,) = outputs.values()
+        boxes = to_xyxy(output[0, :4].T)
+        return Predictions(np.arange(len(boxes)), boxes, output[0, 4:].T, None, f"{len(boxes)} anchors")
+    count = int(outputs["num_dets"][0])
+    anchors, boxes, scores, labels = (outputs[name][0, :count] for name in ("indices", "boxes", "scores", "labels"))
+    return Predictions(anchors, boxes, scores, labels, "at the anchors of the detections")
+
+
+def _of_maps(metadata: Metadata, maps: list[Array]) -> Predictions:
+    levels = len(maps) // 2
+    anchors = sum(x.shape[2] * x.shape[3] for x in maps[:levels])
+    everything = Nms(0.0, 1.0, anchors, anchors, multi_label=False, class_agnostic=False)
+    counts, boxes, scores, labels, indices = _C.decode_nms(
+        maps[:levels], maps[levels:], metadata.strides, **asdict(everything)
+    )
+    found = slice(counts[0])
+    note = f"{counts[0]} anchors, the best class of each"
+    return Predictions(indices[0, found], boxes[0, found], scores[0, found], labels[0, found], note)
