@@ -54,7 +54,13 @@ def report(message: Exception | str, *_: Any, **__: Any) -> None:
     print(f"fastyolo: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-_PACKAGES = {"cv2": "'fastyolo[runtime]'", "onnxruntime": "'fastyolo[runtime]'", "openvino": "'fastyolo[openvino]'"}
+_PACKAGES = {
+    "cv2": "'fastyolo[runtime]'",
+    "onnx": "'fastyolo[export]'",
+    "onnxruntime": "'fastyolo[runtime]'",
+    "onnxslim": "'fastyolo[export]'",
+    "openvino": "'fastyolo[openvino]'",
+}
 
 
 @contextmanager
