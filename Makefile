@@ -11,7 +11,7 @@ BUILT := $(VENV)/built-$(TAG)
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*/* plugins/*)
 CXX_FILES = $(shell find csrc plugins tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test coverage bench lint clean
 
 setup: $(BUILT)
 
@@ -29,6 +29,9 @@ demo: $(BUILT)
 	$(BIN)/fastyolo predict --save-dir runs/demo $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 test: $(BUILT)
+	$(BIN)/python -m pytest
+
+coverage: $(BUILT)
 	$(BIN)/python -m pytest --cov=fastyolo
 
 bench: $(BUILT)

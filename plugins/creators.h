@@ -4,22 +4,26 @@
 
 #include <NvInferRuntime.h>
 
-#if NV_TENSORRT_MAJOR >= 10
-#include "plugin_v3.h"
-#else
+#ifndef FASTYOLO_PLUGIN_V2  // a test chooses it where the headers have both
+#define FASTYOLO_PLUGIN_V2 (NV_TENSORRT_MAJOR < 10)
+#endif
+
+#if FASTYOLO_PLUGIN_V2
 #include "plugin_v2.h"
+#else
+#include "plugin_v3.h"
 #endif
 
 namespace fastyolo {
 
-#if NV_TENSORRT_MAJOR >= 10
-using CreatorInterface = nvinfer1::IPluginCreatorInterface;
-template <class Op>
-using Creator = CreatorV3<Op>;
-#else
+#if FASTYOLO_PLUGIN_V2
 using CreatorInterface = nvinfer1::IPluginCreator;
 template <class Op>
 using Creator = CreatorV2<Op>;
+#else
+using CreatorInterface = nvinfer1::IPluginCreatorInterface;
+template <class Op>
+using Creator = CreatorV3<Op>;
 #endif
 
 // Each from the file of its name.

@@ -15,19 +15,36 @@ namespace {
 
 constexpr int32_t kCreators = 6;
 
-// The order of virtual functions differs between major versions. A program that links TensorRT has its version among
-// the global symbols; where TensorRT was opened privately, as by Python, load_plugins() compares.
-bool is_other_major() {
+bool is_loaded(const char* library, int32_t major) {
+  char name[64];
+  std::snprintf(name, sizeof(name), "%s.so.%d", library, static_cast<int>(major));
+  void* const handle = dlopen(name, RTLD_NOLOAD | RTLD_LAZY);
+  if (handle) dlclose(handle);
+  return handle != nullptr;
+}
+
+// Of the TensorRT in this process; 0: unknown. A program that links it has its version among the global symbols;
+// trtexec and Python open it privately, where it is found by its file's name.
+int32_t tensorrt_major() {
   using GetVersion = int32_t (*)();
-  const auto get_version = reinterpret_cast<GetVersion>(dlsym(RTLD_DEFAULT, "getInferLibVersion"));
-  if (!get_version) return false;
-  const int32_t version = get_version();
-  const int32_t major = version / (version >= 100000 ? 10000 : 1000);  // 10.3.0 is 100300, 8.6.1 is 8601
-  if (major == NV_TENSORRT_MAJOR) return false;
+  if (const auto get_version = reinterpret_cast<GetVersion>(dlsym(RTLD_DEFAULT, "getInferLibVersion"))) {
+    const int32_t version = get_version();
+    return version / (version >= 100000 ? 10000 : 1000);  // 10.3.0 is 100300, 8.6.1 is 8601
+  }
+  for (const int32_t major : {NV_TENSORRT_MAJOR, 8, 10, 11}) {  // ours first, as a process may have two
+    if (is_loaded("libnvinfer", major) || is_loaded("libnvinfer_lean", major)) return major;
+  }
+  return 0;
+}
+
+// Between major versions, the order of virtual functions differs.
+bool is_other_major() {
+  const int32_t major = tensorrt_major();
+  if (major == 0 || major == NV_TENSORRT_MAJOR) return false;
   std::fprintf(stderr,
                "libfastyolo_plugins.so is built for TensorRT %d and this program has TensorRT %d: build it with "
                "TENSORRT_INCLUDE_DIR set to the headers of that version\n",
-               NV_TENSORRT_MAJOR, major);
+               NV_TENSORRT_MAJOR, static_cast<int>(major));
   return true;
 }
 
@@ -45,12 +62,12 @@ CreatorInterface* const* creators(int32_t& count) noexcept {
 FASTYOLO_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { fastyolo::set_logger_finder(finder); }
 #endif
 
-#if NV_TENSORRT_MAJOR >= 10
+#if FASTYOLO_PLUGIN_V2
+FASTYOLO_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& count) { return fastyolo::creators(count); }
+#else
 FASTYOLO_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   return fastyolo::creators(count);
 }
-#else
-FASTYOLO_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& count) { return fastyolo::creators(count); }
 #endif
 
 #if FASTYOLO_TENSORRT_8_5

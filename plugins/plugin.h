@@ -102,6 +102,13 @@ class Plugin {
     return false;
   }
 
+  // Of the first input, which types of outputs follow.
+  static Status check_type(DataType type) {
+    if (type == DataType::kFLOAT || type == DataType::kHALF) return Status{};
+    return Status::error("the first input must be float32 or float16, got TensorRT's DataType %d; cast it before",
+                         static_cast<int>(type));
+  }
+
   DataType output_type(int32_t index, const DataType* input_types) const {
     switch (op_.output(index).role) {
       case Role::kFloat32: return DataType::kFLOAT;
@@ -155,6 +162,7 @@ class Plugin {
     auto params = op_.params(tensors, inputs_);
     op_.connect(params, Tensors(output_descs, outputs));
     if constexpr (!std::is_null_pointer_v<std::decay_t<decltype(Op::kWorkspaceBytes)>>) {
+      // TensorRT does not tell its size. It is that for the largest shapes, which is enough for these.
       params.workspace = workspace;
       params.workspace_bytes = Op::kWorkspaceBytes(params);
     }

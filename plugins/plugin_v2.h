@@ -69,7 +69,10 @@ Status read_plugin(const void* data, size_t bytes, Op& op, int32_t& inputs) {
     bytes -= static_cast<size_t>(field.length) * element_bytes(field.type);
   });
   if (!status.ok()) return status;
-  return bytes == 0 ? op.check() : damaged;
+  if (bytes != 0) return damaged;
+  status = op.check();
+  const bool is_known = inputs != 0;
+  return status.ok() && is_known && !op.accepts(inputs) ? damaged : status;
 }
 
 template <class Op>

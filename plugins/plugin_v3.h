@@ -23,6 +23,7 @@ class PluginV3 final : public IPluginV3,
                        public nvinfer1::IPluginV3OneRuntime {
  public:
   explicit PluginV3(const Plugin<Op>& plugin) : plugin_(plugin), fields_(serialise_fields(plugin_.op())) {}
+  PluginV3(const PluginV3&) = delete;  // fields_ points into plugin_
 
   // --- IPluginV3
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override {
@@ -47,8 +48,9 @@ class PluginV3 final : public IPluginV3,
 
   int32_t getOutputDataTypes(DataType* output_types, int32_t outputs, const DataType* input_types,
                              int32_t) const noexcept override {
+    const Status status = plugin_.check_type(input_types[0]);
     for (int32_t i = 0; i < outputs; ++i) output_types[i] = plugin_.output_type(i, input_types);
-    return 0;
+    return succeeds(Op::kName, status) ? 0 : kFailure;
   }
 
   int32_t getOutputShapes(const DimsExprs* inputs, int32_t input_count, const DimsExprs*, int32_t, DimsExprs* outputs,
@@ -71,6 +73,7 @@ class PluginV3 final : public IPluginV3,
     if (!succeeds(Op::kName, status)) return kFailure;
     std::array<PluginTensorDesc, kMaxInputs> descs;
     std::transform(inputs, inputs + count, descs.begin(), [](const auto& input) { return input.desc; });
+    plugin_.set_inputs(count);
     const auto is_known = [](const PluginTensorDesc& desc) {
       return std::all_of(desc.dims.d, desc.dims.d + desc.dims.nbDims, [](auto size) { return size >= 0; });
     };
@@ -111,7 +114,7 @@ class PluginV3 final : public IPluginV3,
 
  private:
   Plugin<Op> plugin_;
-  std::vector<PluginField> fields_;  // point into plugin_
+  std::vector<PluginField> fields_;
   PluginFieldCollection collection_{};
 };
 

@@ -63,6 +63,7 @@ int main(int, char** argv) {
   const auto get_creators =
       reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"));
   const auto set_logger_finder = reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"));
+  if (!get_creators || !set_logger_finder) return std::puts("getCreators() or setLoggerFinder() is missing"), 1;
 
   const float strides[] = {8, 16, 32.5f};
   const int32_t classes[] = {0, 79}, five = 5, one = 1, seven = 7;

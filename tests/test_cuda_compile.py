@@ -24,7 +24,8 @@ PROPERTIES = re.compile(
 
 def architectures() -> list[str]:
     """The default of CMAKE_CUDA_ARCHITECTURES: "75-real 80-real ..." -> ["75", "80", ...]."""
-    default = re.search(r"set\(CMAKE_CUDA_ARCHITECTURES ([^)]+)\)", (ROOT / "cmake" / "cuda.cmake").read_text())
+    settings = (ROOT / "cmake" / "cuda.cmake").read_text()
+    default = re.search(r"set\(CMAKE_CUDA_ARCHITECTURES ([^)]*-real[^)]*)\)", settings)
     assert default
     return re.findall(r"\d+", default[1])
 

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Class maps and a source of boxes to final detections on the GPU: what decode_nms and multiclass_nms share.
 //
-// Two launches serve the whole batch: the filter (candidates.cuh), then one block per image; before them a third one
-// turns thresholds into bounds if they are on the device. That block never sorts the
+// Two launches serve the whole batch: the filter (candidates.cuh), then one block per image. That block never sorts the
 // image's list: a radix select finds the best chunk of at most 512 keys, one per thread; the chunk is sorted, tested
 // against the boxes kept so far (in chains by class), settled (greedy.cuh) and appended, until max_det boxes are kept
-// or the candidates run out.
+// or the candidates run out. Thresholds that are on the device take a third launch, before these, to become bounds.
 //
 // The list of an image is bounded. If more scores pass than it holds, the block refills it from the maps with the next
 // best, part by part: slower, and exactly the same answer.

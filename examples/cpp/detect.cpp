@@ -5,10 +5,8 @@
 //   trtexec --onnx=yolov8n-tensorrt.onnx --saveEngine=yolov8n.engine ...    # on the target
 //   detect yolov8n.engine libfastyolo_plugins.so bus.ppm found.ppm --iterations 200
 //
-// Images are binary PPM (P6), which needs no library: `ffmpeg -i bus.jpg bus.ppm` and back. All work of an image, from
-// the copy to the GPU to the copies of the detections back, is recorded once in a CUDA graph and then started by one
-// call; --iterations times it with and without the graph.
-//
+// Images are binary PPM (P6), which needs no library: `ffmpeg -i bus.jpg bus.ppm`. All work of an image, from the copy
+// to the GPU to the copies back, is recorded once in a CUDA graph; --iterations times it with and without the graph.
 // Tested without a GPU: it compiles, links with TensorRT's lean runtime and reads its arguments and images, and the
 // letterbox runs on the stand-in for CUDA (tests/simt). An engine and the graph have not been run with it yet.
 #include <NvInfer.h>
@@ -70,8 +68,7 @@ Image read_ppm(const std::string& path) {
   image.width = read_number(file);
   image.height = read_number(file);
   const int largest = read_number(file);
-  constexpr int kMaxSide = 16384;
-  require(image.width > 0 && image.width <= kMaxSide && image.height > 0 && image.height <= kMaxSide && largest == 255,
+  require(image.width > 0 && image.width <= 16384 && image.height > 0 && image.height <= 16384 && largest == 255,
           path + " must have 1 to 16384 pixels a side and 8 bits a channel");
   file.get();  // one separator
   image.pixels.resize(size_t{3} * image.width * image.height);
@@ -166,14 +163,20 @@ class Detector {
     context_.reset(engine_->createExecutionContext());
     require(context_ != nullptr, "there is no memory for the engine's activations");
 
+    for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
+      const std::string name = engine_->getIOTensorName(i);
+      const bool is_input = engine_->getTensorIOMode(name.c_str()) == nvinfer1::TensorIOMode::kINPUT;
+      require(!is_input || name == "images", engine_path + " has the input " + name + ", which is not given here");
+    }
     const nvinfer1::Dims input = engine_->getTensorShape("images");
-    require(input.nbDims == 4 && input.d[0] == 1 && input.d[1] == 3 && input.d[2] > 0 && input.d[3] > 0,
-            engine_path + " must take images [1, 3, H, W] of a fixed size");
+    require(engine_->getTensorDataType("images") == nvinfer1::DataType::kFLOAT && input.nbDims == 4 &&
+                input.d[0] == 1 && input.d[1] == 3 && input.d[2] > 0 && input.d[3] > 0,
+            engine_path + " must take images [1, 3, H, W] of float32 and of a fixed size");
     box_ = fit(image.width, image.height, static_cast<int>(input.d[3]), static_cast<int>(input.d[2]));
     image_ = std::make_unique<Buffer>(image.pixels.size());
     std::memcpy(image_->host.get(), image.pixels.data(), image.pixels.size());
     tensor_ = std::make_unique<Buffer>(sizeof(float) * 3 * box_.net_width * box_.net_height);
-    context_->setTensorAddress("images", tensor_->device.get());
+    require(context_->setTensorAddress("images", tensor_->device.get()), "images cannot be bound");
     for (const char* name : kOutputs) {
       const nvinfer1::Dims shape = engine_->getTensorShape(name);
       require(shape.nbDims > 0, engine_path + " has no output " + name + "; export with --format tensorrt-onnx");
@@ -215,15 +218,14 @@ class Detector {
 
  private:
   void enqueue() {
+    cudaStream_t stream = stream_.get();
+    check(cudaMemcpyAsync(image_->device.get(), image_->host.get(), image_->bytes, cudaMemcpyHostToDevice, stream),
+          "copy of the image");
     const auto* pixels = static_cast<const uint8_t*>(image_->device.get());
-    check(
-        cudaMemcpyAsync(image_->device.get(), image_->host.get(), image_->bytes, cudaMemcpyHostToDevice, stream_.get()),
-        "copy of the image");
-    check(letterbox(pixels, box_, static_cast<float*>(tensor_->device.get()), stream_.get()), "letterbox");
-    require(context_->enqueueV3(stream_.get()), "TensorRT does not run the engine");
+    check(letterbox(pixels, box_, static_cast<float*>(tensor_->device.get()), stream), "letterbox");
+    require(context_->enqueueV3(stream), "TensorRT does not run the engine");
     for (const auto& output : outputs_) {
-      check(cudaMemcpyAsync(output->host.get(), output->device.get(), output->bytes, cudaMemcpyDeviceToHost,
-                            stream_.get()),
+      check(cudaMemcpyAsync(output->host.get(), output->device.get(), output->bytes, cudaMemcpyDeviceToHost, stream),
             "copy of the detections");
     }
   }
@@ -260,8 +262,8 @@ double milliseconds(const Run& run) {
 
 void print_times(const char* name, std::vector<double>& times) {
   std::sort(times.begin(), times.end());
-  const size_t last = times.size() - 1;
-  std::printf("%-14s median %.3f ms, p99 %.3f ms\n", name, times[last / 2], times[last * 99 / 100]);
+  const auto at = [&](size_t percent) { return times[(times.size() - 1) * percent / 100]; };
+  std::printf("%-14s median %.3f ms, p99 %.3f ms\n", name, at(50), at(99));
 }
 
 int run(int argc, char** argv) {

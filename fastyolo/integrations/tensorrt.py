@@ -26,6 +26,7 @@ Profile = tuple[Sequence[int], Sequence[int], Sequence[int]]
 
 LOGGER = logging.getLogger(__name__)
 PLUGIN_PREFIX = "FastYolo"
+_PLUGINS = ("BatchedNMS", "DFLDecode", "DWSPPF", "DecodeNMS", "ECA", "SPPF")
 
 # From here on a network's types are those of the file (strong typing) and precision flags are deprecated; TensorRT 11
 # has no others.
@@ -126,7 +127,8 @@ def build_engine(
         FileNotFoundError: there is no such ONNX file.
         ImportError: TensorRT, or the library of the plugins that the file has, is missing or of another version.
         RuntimeError: there is no GPU, or TensorRT cannot read the file or build the engine.
-        ValueError: a precision that the file does not have, or an input without a profile.
+        ValueError: a precision that the file does not have, an input without a profile, a profile that TensorRT
+            refuses, or a timing cache of another machine.
     """
     onnx, path = Path(onnx), Path(path)
     model = onnx.read_bytes()
@@ -158,21 +160,20 @@ def build_engine(
     _add_profile(builder, config, network, profiles or {})
     cache_file = Path(timing_cache) if timing_cache is not None else None
     if cache_file:
-        measured = cache_file.read_bytes() if cache_file.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(measured), ignore_mismatch=False)
+        _use_timing_cache(config, cache_file)
 
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise RuntimeError(f"TensorRT {trt.__version__} cannot build an engine from {onnx}: {log.last_problem}.")
-    if cache_file:
-        with replacing(cache_file) as temporary:
-            temporary.write_bytes(config.get_timing_cache().serialize())
     with replacing(path) as temporary, temporary.open("wb") as file:
         if metadata is not None:
             document = json.dumps(dict(metadata)).encode()
             file.write(len(document).to_bytes(4, "little", signed=True))
             file.write(document)
         file.write(engine)
+    if cache_file:
+        with replacing(cache_file) as temporary:
+            temporary.write_bytes(config.get_timing_cache().serialize())
     return path
 
 
@@ -202,7 +203,7 @@ def trtexec_command(
     """
     if plugins is None and _has_plugins(Path(onnx).read_bytes()):
         plugins = plugin_path()
-    number = _version(version or _installed_version() or str(built_for(plugin_path())))
+    number = _version(version or installed_version() or str(built_for(plugin_path())))
     options = [f"--onnx={onnx}", f"--saveEngine={path}"]
     if number >= _STRONG_TYPING:
         options += ["--stronglyTyped"] if number < (11,) else []  # TensorRT 11 knows nothing else
@@ -233,7 +234,8 @@ def _import_tensorrt() -> ModuleType:
         ) from error
 
 
-def _installed_version() -> str | None:
+def installed_version() -> str | None:
+    """Of the tensorrt package; None: there is none that can be imported."""
     try:
         return str(_import_tensorrt().__version__)
     except ImportError:
@@ -246,8 +248,9 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _has_plugins(onnx: bytes) -> bool:
-    """Whether a node of an ONNX file is one of ours: the names of nodes' types stand in it as they are."""
-    return PLUGIN_PREFIX.encode() in onnx
+    """Whether a node of an ONNX file is one of ours: its type stands in it as field 4, with its length before it."""
+    names = [f"{PLUGIN_PREFIX}{plugin}".encode() for plugin in _PLUGINS]
+    return any(bytes((4 << 3 | 2, len(name))) + name in onnx for name in names)
 
 
 def _network_flags(trt: Any) -> int:
@@ -270,6 +273,15 @@ def _check_precision(trt: Any, network: Any, onnx: Path, *, half: bool, int8: bo
         )
 
 
+def _use_timing_cache(config: Any, file: Path) -> None:
+    cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise ValueError(
+            f"timing_cache {str(file)!r} is damaged, or of another GPU or version of TensorRT; name another file, or "
+            f"delete it."
+        )
+
+
 def _add_profile(builder: Any, config: Any, network: Any, profiles: Mapping[str, Profile]) -> None:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     unknown = sorted(set(profiles) - {tensor.name for tensor in inputs})
@@ -277,6 +289,8 @@ def _add_profile(builder: Any, config: Any, network: Any, profiles: Mapping[str,
         names = ", ".join(tensor.name for tensor in inputs)
         raise ValueError(f"profiles names the input {unknown[0]!r}, and the network has {names}.")
     free = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
+    if fixed := sorted(set(profiles) - {tensor.name for tensor in free}):
+        raise ValueError(f"profiles names the input {fixed[0]!r}, whose sizes are fixed; leave it out.")
     for tensor in free:
         if tensor.name not in profiles:
             raise ValueError(
@@ -286,9 +300,13 @@ def _add_profile(builder: Any, config: Any, network: Any, profiles: Mapping[str,
     if not free:
         return
     profile = builder.create_optimization_profile()
-    for tensor in free:
-        profile.set_shape(tensor.name, *(tuple(shape) for shape in profiles[tensor.name]))
-    if config.add_optimization_profile(profile) < 0:
+    try:
+        for tensor in free:
+            profile.set_shape(tensor.name, *(tuple(shape) for shape in profiles[tensor.name]))
+        accepted = config.add_optimization_profile(profile) >= 0
+    except RuntimeError:  # of shapes that do not rise
+        accepted = False
+    if not accepted:
         raise ValueError(
             f"TensorRT refuses the profiles {dict(profiles)}; each size must rise from smallest to largest."
         )

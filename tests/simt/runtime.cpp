@@ -16,6 +16,10 @@ cudaError_t last_error = cudaSuccess;
 const void* unchecked_kernel = nullptr;  // its launch failed, and nobody has looked yet
 int launches_before_failure = -1;
 
+// The stream that has work which nobody has waited for. There is one at most: work on a second is reported.
+bool is_busy = false;
+const CUstream_st* busy_stream = nullptr;
+
 cudaError_t remember(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
@@ -24,6 +28,24 @@ cudaError_t remember(cudaError_t error) {
 cudaError_t refuse_launch(const void* kernel) {
   unchecked_kernel = kernel;
   return remember(cudaErrorInvalidConfiguration);
+}
+
+// Null if work on this stream comes after all the work before it.
+const char* take_stream(const CUstream_st* stream) {
+  if (is_busy && busy_stream != stream) {
+    return "work on one stream while another stream's has not been waited for";
+  }
+  is_busy = true;
+  busy_stream = stream;
+  return nullptr;
+}
+
+// Whether a copy or a fill may go ahead.
+bool begin_transfer(cudaStream_t stream) {
+  check_launch_error();
+  const char* problem = take_stream(stream);
+  if (problem) fail(problem);
+  return !problem;
 }
 
 // What the device cannot run, or null.
@@ -60,6 +82,10 @@ cudaError_t launch(const Launch& launch) {
     fail_launch(launch.kernel, text);
     return refuse_launch(launch.kernel);
   }
+  if (const char* problem = take_stream(launch.stream)) {
+    fail_launch(launch.kernel, problem);
+    return remember(cudaErrorLaunchFailure);
+  }
   if (launches_before_failure >= 0 && launches_before_failure-- == 0) return refuse_launch(launch.kernel);
   return execute(launch) ? cudaSuccess : remember(cudaErrorLaunchFailure);
 }
@@ -75,6 +101,7 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorLaunchFailure: return "unspecified launch failure";
+    case cudaErrorNotSupported: return "operation not supported";
   }
   return "unrecognized error code";
 }
@@ -90,14 +117,26 @@ cudaError_t cudaGetLastError() {
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return *stream = nullptr, cudaSuccess; }
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaDeviceSynchronize(); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  *stream = flags & cudaStreamNonBlocking ? new CUstream_st : nullptr;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (stream == busy_stream) is_busy = false;
+  check_launch_error();
+  return last_error;
+}
+// Whatever the event is of: it is taken to stand for all the work so far.
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
+  return busy_stream = stream, cudaSuccess;
+}
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return *event = nullptr, cudaSuccess; }
 cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaDeviceSynchronize(); }
 cudaError_t cudaDeviceSynchronize() {
+  is_busy = false;
   check_launch_error();
   return last_error;
 }
@@ -109,14 +148,12 @@ cudaError_t cudaMalloc(void** address, size_t bytes) {
 
 cudaError_t cudaFree(void* address) { return remember(release(address) ? cudaSuccess : cudaErrorInvalidValue); }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  check_launch_error();
-  return remember(copy(to, from, bytes) ? cudaSuccess : cudaErrorInvalidValue);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  return remember(begin_transfer(stream) && copy(to, from, bytes) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  check_launch_error();
-  return remember(fill(to, value, bytes) ? cudaSuccess : cudaErrorInvalidValue);
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  return remember(begin_transfer(stream) && fill(to, value, bytes) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 cudaError_t cudaGetDevice(int* index) { return *index = 0, cudaSuccess; }

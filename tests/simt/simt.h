@@ -16,6 +16,8 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+struct CUstream_st {};
+
 // Plain variables, set at every switch of threads, so that a debugger's conditions can name them. The section tells the
 // memory checker that they are not shared memory.
 #define SIMT_BUILTIN __attribute__((section("simt_builtin")))
@@ -41,6 +43,7 @@ struct Launch {
   const void* kernel;
   dim3 grid, block;
   size_t dynamic_shared_bytes;
+  const CUstream_st* stream;
   void (*run)(const void* arguments);  // one thread
   const void* arguments;
 };

@@ -19,6 +19,7 @@ _TAG = sys.implementation.cache_tag
 BUILD = Path(os.environ.get("FASTYOLO_SIMT_BUILD", SOURCE.parents[1] / "build" / f"simt-{_TAG}"))
 KERNELS = SOURCE.parents[1] / "csrc" / "kernels"
 BUILDS = ("checked", "asan")
+ENQUEUE_TESTS = ("enqueue_test", "enqueue_test_v2")
 OPS = ("dfl_decode", "decode_nms", "batched_nms", "eca", "dw_sppf", "sppf_pool")
 
 
@@ -30,7 +31,7 @@ def tensorrt_headers() -> str:
 
 
 def build(folder: Path = BUILD, kernels: Path = KERNELS, target: str = "all") -> None:
-    """Builds one of BUILDS, or both, of the kernels in a folder; or enqueue_test, where TensorRT's headers are."""
+    """Builds one of BUILDS, or both, of the kernels in a folder; or of ENQUEUE_TESTS, where TensorRT's headers are."""
     definitions = [
         f"-DFASTYOLO_KERNELS={kernels}",
         f"-DTENSORRT_INCLUDE_DIR={tensorrt_headers()}",

@@ -10,17 +10,17 @@ import pytest
 import simt
 
 # Of cases, types and formats; all that the plugins offer for the program's shapes.
-RUNS = 93
+RUNS = 103
 
 
-@pytest.fixture(scope="module")
-def output() -> str:
-    """What enqueue_test prints."""
+@pytest.fixture(scope="module", params=simt.ENQUEUE_TESTS)
+def output(request: pytest.FixtureRequest) -> str:
+    """What enqueue_test prints, with IPluginV3 and with IPluginV2DynamicExt."""
     if not simt.tensorrt_headers():
         pytest.skip("TensorRT's headers (kernel-lens) are not installed")
-    simt.build(target="enqueue_test")
+    simt.build(target=request.param)
     done = subprocess.run(
-        [simt.BUILD / "enqueue_test"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+        [simt.BUILD / request.param], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -47,8 +47,9 @@ WRONG = {
     "too_many_threads": dict.fromkeys(BOTH, r"more threads in a block than the device has.*\(2048, 1, 1\)"),
     "too_much_shared_memory": dict.fromkeys(BOTH, "more dynamic shared memory than the kernel was allowed"),
     "unchecked_launch_error": dict.fromkeys(BOTH, "the error of this kernel's launch was not checked"),
+    "unordered_streams": dict.fromkeys(BOTH, "work on one stream while another stream's has not been waited for"),
 }
-IN_LAUNCH = ("too_many_threads", "too_much_shared_memory", "unchecked_launch_error")
+IN_LAUNCH = ("too_many_threads", "too_much_shared_memory", "unchecked_launch_error", "unordered_streams")
 
 
 @pytest.fixture(scope="session", autouse=True)

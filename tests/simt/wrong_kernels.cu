@@ -212,13 +212,15 @@ const std::map<std::string, Case> kCases = {
     {"too_many_threads", {first_element_kernel, 1, 2048}},
     {"too_much_shared_memory", {first_element_kernel, 1, kThreads, 1 << 20}},
     {"unchecked_launch_error", {first_element_kernel}},
+    {"unordered_streams", {first_element_kernel}},
 };
 
-cudaError_t run(const Case& what, const float* in, float* out) {
+cudaError_t run(const Case& what, const float* in, float* out, cudaStream_t stream = nullptr) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(what.blocks);
   config.blockDim = dim3(what.threads);
   config.dynamicSmemBytes = what.dynamic_shared_bytes;
+  config.stream = stream;
   return cudaLaunchKernelEx(&config, what.kernel, in, out);
 }
 
@@ -239,8 +241,10 @@ float run_wrong_kernel(const std::string& name) {
     simt::fail_launch_after(0);
     (void)run(found->second, in, out);
   }
+  cudaStream_t stream = nullptr;  // the copy's, unless it is the mistake
+  if (name == "unordered_streams" && cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)) throw std::bad_alloc();
   float result = 0.f;
-  cudaError_t error = run(found->second, name == "host_memory" ? host : in, out);
+  cudaError_t error = run(found->second, name == "host_memory" ? host : in, out, stream);
   if (error == cudaSuccess) error = cudaMemcpyAsync(&result, out, sizeof(result), cudaMemcpyDeviceToHost);
   if (cudaFree(in) || cudaFree(out)) throw std::runtime_error("cudaFree failed");
   return result;

@@ -276,7 +276,8 @@ inline unsigned __float_as_uint(float a) { return simt::bit_cast<unsigned>(a); }
 inline float __int_as_float(int a) { return simt::bit_cast<float>(a); }
 inline float __uint_as_float(unsigned a) { return simt::bit_cast<float>(a); }
 
-// --- runtime. Everything on a stream happens at the call, so streams and events are always in order.
+// --- runtime. Everything on a stream happens at the call. Work on one stream while another's has not been waited for
+// is reported.
 
 enum [[nodiscard]] cudaError_t {
   cudaSuccess = 0,
@@ -284,6 +285,7 @@ enum [[nodiscard]] cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801,
 };
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
@@ -291,7 +293,9 @@ cudaError_t cudaPeekAtLastError();
 
 using cudaStream_t = struct CUstream_st*;
 using cudaEvent_t = struct CUevent_st*;
-cudaError_t cudaStreamCreate(cudaStream_t* stream);
+enum { cudaStreamNonBlocking = 1 };
+cudaError_t cudaStreamCreate(cudaStream_t* stream);  // in order with the null stream: the same here
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
@@ -300,6 +304,19 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaDeviceSynchronize();
+
+// Graphs: a program that asks is told that there are none.
+using cudaGraph_t = struct CUgraph_st*;
+using cudaGraphExec_t = struct CUgraphExec_st*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0 };
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) { return cudaErrorNotSupported; }
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*) { return cudaErrorNotSupported; }
+inline cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t*, cudaGraph_t, unsigned long long) {
+  return cudaErrorNotSupported;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) { return cudaErrorNotSupported; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) { return cudaErrorNotSupported; }
+inline cudaError_t cudaGraphDestroy(cudaGraph_t) { return cudaErrorNotSupported; }
 
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
 cudaError_t cudaMalloc(void** address, size_t bytes);
@@ -372,5 +389,5 @@ template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
   const simt::KernelCall<P...> call{kernel, std::tuple<P...>(std::forward<A>(arguments)...)};
   return simt::launch({reinterpret_cast<const void*>(kernel), config->gridDim, config->blockDim,
-                       config->dynamicSmemBytes, call.run, &call});
+                       config->dynamicSmemBytes, config->stream, call.run, &call});
 }
