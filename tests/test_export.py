@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,7 +34,7 @@ from ultralytics.utils import ASSETS
 
 import fastyolo.export
 from fastyolo.cli import app
-from fastyolo.export import export, graph
+from fastyolo.export import engine, export, folders, graph
 from fastyolo.integrations import tensorrt
 from fastyolo.integrations.ultralytics import export as converting
 from fastyolo.integrations.ultralytics.acceleration import HeadTap
@@ -394,10 +397,13 @@ def test_ultralytics_exporters_write_checked_folders(models, tmp_path, monkeypat
     mine.write_text("not to be deleted")
     target = tmp_path / "out" / f"small_{kind}_model"
     target.mkdir(parents=True)
-    for name in ("metadata.yaml", "of the last export.bin"):
+    left_over = {"openvino": "model.bin", "ncnn": "model_ncnn.py"}[kind]
+    for name in ("metadata.yaml", left_over):
         (target / name).touch()
     assert export(models("yolov8n-fast"), kind, imgsz=SIZE, path=target) == target
-    assert not (target / "of the last export.bin").exists()
+    files = fastyolo.export._FILES[kind] - {"model_ncnn.py"}
+    assert {path.name for path in target.iterdir()} == files
+    assert all(path.stat().st_size for path in target.iterdir())
     assert [path.name for path in target.parent.iterdir()] == [target.name]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["debug.bin", "out"]
     document = yaml.safe_load((target / "metadata.yaml").read_text())
@@ -413,6 +419,111 @@ def test_a_folder_that_computes_something_else_is_not_written(models, tmp_path, 
     monkeypatch.setitem(converting._RUNS, "ncnn", lambda folder, images: np.zeros((1, 7, 84), np.float32))
     with pytest.raises(RuntimeError, match="does not compute what torch does: on a picture, scores differ by"):
         export(models("yolov8n"), "ncnn", imgsz=SIZE, path=tmp_path / "a_ncnn_model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def folder_of(path: Path, text: str) -> Path:
+    path.mkdir()
+    for name in ("metadata.yaml", "model.xml"):
+        (path / name).write_text(text)
+    return path
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "steps"])
+def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchanges):
+    if not exchanges:
+        monkeypatch.setattr(folders, "_exchange", lambda *_: False)
+    new, target = folder_of(tmp_path / "new", "new"), folder_of(tmp_path / "target", "old")
+    folders.put(new, target)
+    assert set(contents(target).values()) == {"new"}
+    assert set(contents(new).values()) == {"old"}
+    folders.put(new, tmp_path / "free")
+    assert set(contents(tmp_path / "free").values()) == {"old"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["free", "target"]
+
+
+def test_a_folder_takes_the_place_of_a_link(tmp_path):
+    new, old = folder_of(tmp_path / "new", "new"), folder_of(tmp_path / "old", "old")
+    (tmp_path / "target").symlink_to(old)
+    folders.put(new, tmp_path / "target")
+    assert set(contents(tmp_path / "target").values()) == {"new"}
+    assert not (tmp_path / "target").is_symlink()
+    assert set(contents(old).values()) == {"old"}
+
+
+def test_two_folders_are_exchanged_in_one_step(tmp_path):
+    a, b = folder_of(tmp_path / "a", "a"), folder_of(tmp_path / "b", "b")
+    if not folders._exchange(a, b):
+        pytest.skip("this file system cannot exchange two names")
+    assert set(contents(a).values()) == {"b"}
+    with pytest.raises(FileNotFoundError, match="absent"):
+        folders._exchange(a, tmp_path / "absent")
+
+
+@pytest.mark.parametrize("race", [False, True], ids=["failure", "another export"])
+def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path, monkeypatch, race):
+    new, target = folder_of(tmp_path / "new", "new"), folder_of(tmp_path / "target", "old")
+    monkeypatch.setattr(folders, "_exchange", lambda *_: False)
+    rename, calls = Path.rename, []
+
+    def fail(self: Path, other: Path) -> Path:
+        if self == new:
+            calls.append(other)
+            if len(calls) == 2:  # the old folder has made way
+                if race:
+                    folder_of(target, "of another process")
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    message = r"was written by another process meanwhile; what was there before is .*\.target" if race else "error"
+    with pytest.raises(OSError, match=message):
+        folders.put(new, target)
+    assert set(contents(target).values()) == {"of another process" if race else "old"}
+    if race:
+        assert set(contents(tmp_path / f".target.{os.getpid()}").values()) == {"old"}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "meanwhile"])
+def test_a_folder_with_files_of_others_is_not_replaced(models, tmp_path, monkeypatch, late):
+    target = folder_of(tmp_path / "a_openvino_model", "old")
+    notes = target / "notes.txt"
+
+    def check(*_: Any) -> None:
+        assert late, "exported all the same"
+        notes.write_text("mine")
+
+    monkeypatch.setattr(fastyolo.export, "_require_packages", lambda _: None)
+    monkeypatch.setattr(converting, "Exporter", FakeExporter)
+    monkeypatch.setattr(converting, "_check", check)
+    if not late:
+        notes.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"it holds 'notes.txt', which the exporter did not write"):
+        export(models("yolov8n"), "openvino", imgsz=SIZE, path=target)
+    assert contents(tmp_path) == {
+        f"{target.name}/{name}": text
+        for name, text in {"metadata.yaml": "old", "model.xml": "old", "notes.txt": "mine"}.items()
+    }
+
+
+def test_an_interrupt_waits_for_the_exporter(models, tmp_path, monkeypatch):
+    done = []
+
+    class Interrupted(FakeExporter):
+        def __call__(self, model: torch.nn.Module) -> str:
+            signal.raise_signal(signal.SIGINT)
+            done.append(super().__call__(model))
+            return done[0]
+
+    monkeypatch.setattr(fastyolo.export, "_require_packages", lambda _: None)
+    monkeypatch.setattr(converting, "Exporter", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(models("yolov8n"), "openvino", imgsz=SIZE, path=tmp_path / "a_openvino_model")
+    assert done
     assert list(tmp_path.iterdir()) == []
 
 
@@ -447,6 +558,14 @@ class FakeExporter:
         ({"format": "engine", "plugins": ["nms"]}, "plugins must be of eca, dw_sppf, sppf_pool, got 'nms'"),
         ({"format": "tensorrt-onnx", "plugins": ["eca"]}, "no module that 'eca' could stand for"),
         ({"runtime_thresholds": True}, "runtime_thresholds is for the formats tensorrt-onnx and engine"),
+        ({"conf": 0.25}, "conf is for outputs 'detections', got 'maps'; leave it out"),
+        ({"iou": 0.7, "outputs": "boxes"}, "iou is for outputs 'detections', got 'boxes'; leave it out"),
+        ({"max_det": 300, "format": "openvino"}, "max_det is for outputs 'detections', got 'boxes'; leave it out"),
+        ({"multi_label": True}, "multi_label is for outputs 'detections', got 'maps'"),
+        ({"agnostic_nms": True, "format": "engine", "outputs": "maps"}, "agnostic_nms is for outputs 'detections'"),
+        ({"workspace": 2.0}, "workspace is for the format engine, got format 'onnx'; leave it out"),
+        ({"timing_cache": "a", "format": "tensorrt-onnx"}, "timing_cache is for the format engine, got format 'tens"),
+        ({"workspace": -1, "format": "engine"}, r"workspace must be in \[0, 1024\], got -1"),
         ({"path": "model.pt"}, "path must end in '.onnx' for format 'onnx', got 'model.pt'"),
     ],
 )
@@ -457,7 +576,53 @@ def test_bad_arguments_are_named(models, tmp_path, monkeypatch, changes, message
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"imgsz": True}, "imgsz must be a side or a height and a width in pixels, got True"),
+        ({"imgsz": 640.0}, "imgsz must be a side or a height and a width in pixels, got 640.0"),
+        ({"imgsz": ("64", "64")}, "imgsz must be a side or a height and a width in pixels, got "),
+        ({"batch": "2"}, "batch must be an integer, got '2'"),
+        ({"dynamic": "no"}, "dynamic must be True or False, got 'no'"),
+        ({"half": 1}, "half must be True or False, got 1"),
+        ({"outputs": "detections", "conf": "low"}, r"conf must be a number in \[0, 1\], got 'low'"),
+        ({"outputs": "detections", "iou": True}, r"iou must be a number in \[0, 1\], got True"),
+        ({"outputs": "detections", "max_det": 1.5}, "max_det must be an integer, got 1.5"),
+        ({"multi_label": 1}, "multi_label must be True or False, got 1"),
+        ({"agnostic_nms": None}, "agnostic_nms must be True or False, got None"),
+        ({"format": "engine", "plugins": "eca"}, "plugins must be a list of names, got 'eca'"),
+        ({"format": "engine", "runtime_thresholds": 0.5}, "runtime_thresholds must be True or False, got 0.5"),
+        ({"format": "engine", "workspace": "2"}, r"workspace must be a number in \[0, 1024\], got '2'"),
+        ({"format": "engine", "timing_cache": True}, "timing_cache must be a path, got True"),
+        ({"path": 3}, "path must be a path, got 3"),
+    ],
+)
+def test_bad_types_are_named(models, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=message):
+        export(models("yolov8n"), **{"imgsz": SIZE, **changes})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_numpy_are_numbers(models, tmp_path):
+    settings = {"imgsz": np.int64(SIZE), "outputs": "detections", "conf": np.float32(0.5), "max_det": np.int32(9)}
+    metadata, _ = read(export(models("yolov8n"), path=tmp_path / "a.onnx", **settings))
+    assert (metadata.imgsz, metadata.nms) == ((SIZE, SIZE), Nms(0.5, 0.7, 9, 30000, False, False))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"], ids=["empty", "text"])
+def test_a_damaged_checkpoint_is_named(tmp_path, content):
+    file = tmp_path / "best.pt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^The weights '\S+best.pt' cannot be read \(\w+\); pass a .*\.$"):
+        export(file)
+
+
 def test_bad_models_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"weights must be a checkpoint \(.pt\), got 'yolov8n.yaml'; pass"):
+        export("yolov8n.yaml")
+    with pytest.raises(TypeError, match="weights must be a path or a YOLO object, got 8"):
+        export(8)
     with pytest.raises(ValueError, match="must be a detection model, got one for the task 'segment'"):
         export(YOLO("yolov8n-seg.yaml"))
     end_to_end = YOLO("yolo26n.yaml")
@@ -470,7 +635,7 @@ def test_bad_models_are_named(tmp_path):
     with pytest.raises(ValueError, match="images of 3 channels, got one for 4"):
         export(colours)
     (tmp_path / "a.onnx").touch()
-    with pytest.raises(ValueError, match="is an exported model"):
+    with pytest.raises(ValueError, match=r"weights must be a checkpoint \(.pt\), got '.*a.onnx'"):
         export(tmp_path / "a.onnx")
     with pytest.raises(FileNotFoundError, match=r"absent.pt' are not on this machine"):
         export(tmp_path / "absent.pt")
@@ -506,6 +671,12 @@ def test_a_path_that_cannot_be_written_is_found_before_the_work(models, tmp_path
     folder.mkdir()
     with pytest.raises(OSError, match="it is a folder, and no exported model"):
         export(models("yolov8n"), "openvino", path=folder)
+    (tmp_path / "file_openvino_model").touch()
+    with pytest.raises(NotADirectoryError, match="it is a file"):
+        export(models("yolov8n"), "openvino", path=tmp_path / "file_openvino_model")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        export(models("yolov8n"), path=tmp_path / "folder.onnx")
 
 
 def test_a_failure_leaves_the_old_file(models, tmp_path, monkeypatch):
@@ -564,9 +735,31 @@ def test_command_line_prints_the_trtexec_command_even_without_tensorrt(models, t
     assert (tmp_path / "best-tensorrt.onnx").is_file()
 
 
+@pytest.mark.parametrize("built", [False, True])
+def test_without_tensorrt_the_command_is_that_of_10_12(models, tmp_path, monkeypatch, built):
+    path = export(models("yolov8n"), "tensorrt-onnx", imgsz=SIZE, half=True, path=tmp_path / "a.onnx")
+    library = tmp_path / "libfastyolo_plugins.so"
+    library.write_bytes(b"\0TENSORRT_10\0")
+
+    def plugin_path() -> Path:
+        if not built:
+            raise ImportError("not built")
+        return library
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(tensorrt, "plugin_path", plugin_path)
+    command = engine.trtexec_command(path, tmp_path / "a.engine", half=True)
+    assert "--stronglyTyped" in command
+    assert "--fp16" not in command
+    assert f"--dynamicPlugins={library if built else library.name}" in command
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
+        (["--conf", "0.25"], 1, "conf is for outputs 'detections', got 'maps'; leave it out"),
+        (["--multi-label"], 1, "multi_label is for outputs 'detections', got 'maps'; leave it out"),
+        (["--format", "tensorrt-onnx", "--workspace", "2"], 1, "workspace is for the format engine, got format 'tens"),
         (["--imgsz", "3k"], 2, "expected a side or a height and a width, as 640 or 480x640, got '3k'"),
         (["--format", "tflite"], 2, "'tflite' is not one of"),
         (["--output", "model.txt"], 1, "path must end in '.onnx'"),

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fastyolo.cli.common import Agnostic, Conf, Debug, Iou, MaxDet, Weights, load, reporting
+from fastyolo.cli.common import Debug, Weights, reporting
 
 
 class Format(str, Enum):
@@ -43,7 +43,7 @@ def export(
         Outputs | None,
         typer.Option(
             "--outputs",
-            help="The raw maps of the head, decoded boxes as ultralytics lays them out, or final detections.",
+            help="Raw maps of the head, decoded boxes (YOLO('model.onnx') reads only these), or final detections.",
             show_default="maps; for TensorRT detections; for openvino and ncnn boxes",
         ),
     ] = None,
@@ -58,13 +58,26 @@ def export(
     half: Annotated[
         bool, typer.Option("--half", help="Weights and maps in float16; input and outputs stay float32.")
     ] = False,
-    conf: Conf = 0.25,
-    iou: Iou = 0.7,
-    max_det: MaxDet = 300,
+    conf: Annotated[
+        float | None,
+        typer.Option("--conf", min=0, max=1, help="For detections: score to exceed.", show_default="0.25"),
+    ] = None,
+    iou: Annotated[
+        float | None,
+        typer.Option(
+            "--iou", min=0, max=1, help="For detections: IoU above which the lesser box is dropped.", show_default="0.7"
+        ),
+    ] = None,
+    max_det: Annotated[
+        int | None,
+        typer.Option("--max-det", min=1, help="For detections: rows of the result.", show_default="300"),
+    ] = None,
     multi_label: Annotated[
-        bool, typer.Option("--multi-label", help="Report every class of a box, as validation does, not the best only.")
+        bool, typer.Option("--multi-label", help="For detections: every class of a box, not the best only.")
     ] = False,
-    agnostic_nms: Agnostic = False,
+    agnostic_nms: Annotated[
+        bool, typer.Option("--agnostic-nms", help="For detections: let boxes suppress boxes of other classes.")
+    ] = False,
     plugins: Annotated[
         list[Plugin] | None,
         typer.Option("--plugins", help="For TensorRT: let this operator be a plugin, too; repeatable."),
@@ -90,10 +103,13 @@ def export(
     with reporting(debug):
         size = _size(imgsz)
         from fastyolo import export as exporting
+        from fastyolo.integrations.ultralytics import export as ultralytics
 
-        model = load(weights)
+        model = ultralytics.load(weights)
+        ultralytics.LOGGER.setLevel("WARNING")
         target = exporting.target_of(model, format.value, output)
         file = exporting.onnx_of(target) if format is Format.engine else target
+        build: dict[str, Any] = {"workspace": workspace, "timing_cache": timing_cache}
         console = Console(highlight=False, soft_wrap=True)
         with console.status("export"):
             exporting.export(
@@ -112,17 +128,18 @@ def export(
                 plugins=[plugin.value for plugin in plugins or ()],
                 runtime_thresholds=runtime_thresholds,
                 path=file,
+                **({} if format is Format.engine else build),
             )
         _say_written(console, file)
         if format in (Format.engine, Format.tensorrt_onnx):
             from fastyolo.export import engine
 
             built = target if format is Format.engine else file.with_suffix(".engine")
-            settings: dict[str, Any] = {"half": half, "workspace": workspace, "timing_cache": timing_cache}
-            console.print(f"To build an engine: {engine.trtexec_command(file, built, **settings)}", markup=False)
+            command = engine.trtexec_command(file, built, half=half, **build)
+            console.print(f"To build an engine: {command}", markup=False)
             if format is Format.engine:
                 with console.status("build"):
-                    engine.build(file, target, **settings)
+                    engine.build(file, target, half=half, **build)
                 _say_written(console, target)
 
 

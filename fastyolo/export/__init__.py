@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from fastyolo.export import arguments, folders
+
 if TYPE_CHECKING:
     from fastyolo.integrations.ultralytics.export import YOLO, Form, Input
     from fastyolo.runtime.metadata import Nms, Outputs
@@ -39,6 +41,11 @@ _SUFFIXES: dict[Format, str] = {
     "openvino": "_openvino_model",
     "ncnn": "_ncnn_model",
 }
+# What the folders of a format hold, ultralytics' own among them.
+_FILES: dict[Format, frozenset[str]] = {
+    "openvino": frozenset({"metadata.yaml", "model.bin", "model.xml"}),
+    "ncnn": frozenset({"metadata.yaml", "model.ncnn.bin", "model.ncnn.param", "model_ncnn.py"}),
+}
 _PACKAGES: dict[Format, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxslim"),
     "tensorrt-onnx": ("onnx", "onnxslim"),
@@ -46,6 +53,7 @@ _PACKAGES: dict[Format, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "ncnn": ("ncnn", "pnnx"),
 }
+_MAX_WORKSPACE = 1024  # GiB, more than any GPU has
 _MAX_CANDIDATES = 30000  # ultralytics' max_nms, which no setting changes
 
 
@@ -58,9 +66,9 @@ def export(
     batch: int = 1,
     dynamic: bool = False,
     half: bool = False,
-    conf: float = 0.25,
-    iou: float = 0.7,
-    max_det: int = 300,
+    conf: float | None = None,
+    iou: float | None = None,
+    max_det: int | None = None,
     multi_label: bool = False,
     agnostic_nms: bool = False,
     plugins: Sequence[Plugin] = (),
@@ -88,9 +96,9 @@ def export(
         dynamic: leave the batch, the height and the width of the input free. Those of an engine can be up to `batch`
             and `imgsz`, for which it is optimised.
         half: weights and maps in float16. Input and outputs stay float32, and boxes are decoded in float32.
-        conf: for outputs "detections": score that a detection must exceed. In the metadata of the file, too.
-        iou: for outputs "detections": IoU above which the lesser box is dropped.
-        max_det: for outputs "detections": rows of the result.
+        conf: for outputs "detections": score that a detection must exceed. `None` means 0.25.
+        iou: for outputs "detections": IoU above which the lesser box is dropped. `None` means 0.7.
+        max_det: for outputs "detections": rows of the result. `None` means 300.
         multi_label: for outputs "detections": report every class of an anchor above `conf`, not the best only, as
             validation does.
         agnostic_nms: for outputs "detections": let boxes suppress boxes of other classes.
@@ -99,42 +107,45 @@ def export(
             in place of `conf` and `iou`.
         workspace: for engine: most scratch memory of a layer, GiB. `None` means all of the GPU's.
         timing_cache: for engine: a file of measurements that makes the next build faster; made if it is not there.
-        path: of the file or folder, which replaces one that is there in one step. `None` means beside the checkpoint.
+        path: of the file or folder, which replaces one that is there, but no folder that holds files of others. `None`
+            means beside the checkpoint.
 
     Returns:
         The path of the file or folder.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: an argument is not as above, or the model is none that can be exported.
+        TypeError: an argument is of another type.
+        ValueError: an argument is not as above or not for this format or these outputs, or the model is none that can
+            be exported.
         ImportError: a package that the format needs is missing.
         OSError: the path cannot be written.
         RuntimeError: the result of ultralytics' exporter does not agree with torch, or TensorRT refuses the model.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
-    outputs = outputs or _OUTPUTS[format][0]
+    outputs = _OUTPUTS[format][0] if outputs is None else outputs
     if outputs not in _OUTPUTS[format]:
         raise ValueError(f"outputs must be {' or '.join(_OUTPUTS[format])} for format {format!r}, got {outputs!r}.")
+    imgsz = arguments.size("imgsz", imgsz)
+    batch = arguments.integer("batch", batch, 1)
+    arguments.boolean("dynamic", dynamic)
+    arguments.boolean("half", half)
+    arguments.path("path", path)
     _check_tensorrt(format, outputs, plugins, runtime_thresholds)
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}.")
+    _check_engine(format, workspace, timing_cache)
+    nms = _nms(outputs, conf, iou, max_det, multi_label, agnostic_nms)
     if format == "ncnn" and (dynamic or batch > 1):
         raise ValueError("dynamic and batch are not for format 'ncnn', which runs one image of one size; drop them.")
     _require_packages(format)
     from fastyolo.integrations.ultralytics import export as ultralytics
-    from fastyolo.runtime.metadata import Nms
 
-    nms = None
-    if outputs == "detections":
-        _check_nms(conf, iou, max_det)
-        nms = Nms(conf, iou, max_det, _MAX_CANDIDATES, multi_label, agnostic_nms)
     model = ultralytics.load(weights)
     target = target_of(model, format, path)
     size = _rounded(imgsz, int(model.model.stride.max()))
     given = ultralytics.Input(size, batch, dynamic, half)
-    _require_writable(target)
-    if format in ("openvino", "ncnn"):
+    _require_writable(format, target)
+    if format in _FILES:
         _convert(model, format, given, target)
         return target
     file = onnx_of(target) if format == "engine" else target
@@ -215,9 +226,8 @@ def _convert(model: YOLO, kind: Format, given: Input, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
         scratch = Path(name).resolve()
         folder = ultralytics.convert(model, network, metadata, kind, given, scratch)
-        if target.exists():
-            target.rename(scratch / "replaced")
-        folder.rename(target)
+        _require_writable(kind, target)  # someone may have put notes there meanwhile
+        folders.put(folder, target)
 
 
 def _require_packages(kind: Format) -> None:
@@ -229,21 +239,23 @@ def _require_packages(kind: Format) -> None:
         )
 
 
-def _require_writable(target: Path) -> None:
-    """Find out before the work of an export."""
+def _require_writable(kind: Format, target: Path) -> None:
+    """Find out before the work of an export, and of a folder once more when it is to be replaced."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.parent):
             pass
-        if target.is_dir() and not (target / "metadata.yaml").is_file():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder, and no exported model")
+        if kind in _FILES:
+            folders.require_replaceable(target, _FILES[kind])
+        elif target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
     except OSError as error:
         raise type(error)(f"path {str(target)!r} cannot be written ({error.strerror}); name another.") from error
 
 
 def _check_tensorrt(kind: Format, outputs: Outputs, plugins: Sequence[Plugin], runtime_thresholds: bool) -> None:
-    if unknown := sorted(set(plugins) - set(PLUGINS)):
-        raise ValueError(f"plugins must be of {', '.join(PLUGINS)}, got {', '.join(map(repr, unknown))}.")
+    arguments.choices("plugins", plugins, PLUGINS)
+    arguments.boolean("runtime_thresholds", runtime_thresholds)
     if (plugins or runtime_thresholds) and kind not in ("tensorrt-onnx", "engine"):
         name = "plugins" if plugins else "runtime_thresholds"
         raise ValueError(f"{name} is for the formats tensorrt-onnx and engine, got format {kind!r}; leave it out.")
@@ -251,19 +263,46 @@ def _check_tensorrt(kind: Format, outputs: Outputs, plugins: Sequence[Plugin], r
         raise ValueError(f"runtime_thresholds is for outputs 'detections', got {outputs!r}; leave it out.")
 
 
-def _check_nms(conf: float, iou: float, max_det: int) -> None:
-    for name, value in (("conf", conf), ("iou", iou)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}.")
-    if not 1 <= max_det <= 65536:
-        raise ValueError(f"max_det must be in [1, 65536], got {max_det}.")
+def _check_engine(kind: Format, workspace: float | None, timing_cache: str | Path | None) -> None:
+    for name, value in (("workspace", workspace), ("timing_cache", timing_cache)):
+        if value is not None and kind != "engine":
+            raise ValueError(f"{name} is for the format engine, got format {kind!r}; leave it out.")
+    if workspace is not None:
+        arguments.number("workspace", workspace, 0, _MAX_WORKSPACE)
+    arguments.path("timing_cache", timing_cache)
 
 
-def _rounded(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
+def _nms(
+    outputs: Outputs,
+    conf: float | None,
+    iou: float | None,
+    max_det: int | None,
+    multi_label: bool,
+    agnostic_nms: bool,
+) -> Nms | None:
+    multi_label = arguments.boolean("multi_label", multi_label)
+    agnostic_nms = arguments.boolean("agnostic_nms", agnostic_nms)
+    if outputs != "detections":
+        numbers = {"conf": conf, "iou": iou, "max_det": max_det}
+        flags = {"multi_label": multi_label or None, "agnostic_nms": agnostic_nms or None}
+        for name, value in (numbers | flags).items():
+            if value is not None:
+                raise ValueError(f"{name} is for outputs 'detections', got {outputs!r}; leave it out.")
+        return None
+    from fastyolo.runtime.metadata import Nms
+
+    return Nms(
+        arguments.number("conf", 0.25 if conf is None else conf, 0, 1),
+        arguments.number("iou", 0.7 if iou is None else iou, 0, 1),
+        arguments.integer("max_det", 300 if max_det is None else max_det, 1, 65536),
+        _MAX_CANDIDATES,
+        multi_label,
+        agnostic_nms,
+    )
+
+
+def _rounded(asked: tuple[int, int], stride: int) -> tuple[int, int]:
     """Height and width, rounded up to multiples of `stride` as ultralytics does, with a warning."""
-    asked = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
-    if len(asked) != 2 or min(asked) < 1:
-        raise ValueError(f"imgsz must be a side or a height and a width in pixels, got {imgsz}.")
     height, width = (math.ceil(size / stride) * stride for size in asked)
     if (height, width) != asked:
         warnings.warn(

@@ -11,7 +11,7 @@ from fastyolo.integrations import tensorrt
 from fastyolo.integrations.tensorrt import Profile
 from fastyolo.runtime.metadata import INPUT_NAME, Metadata
 
-# Of the command for another machine, where neither TensorRT nor the plugin library is here to ask.
+# Of the command for another machine, where TensorRT or the plugin library is not here to ask.
 _VERSION = "10.12"
 _PLUGINS = "libfastyolo_plugins.so"
 
@@ -37,8 +37,9 @@ def trtexec_command(
 ) -> str:
     """The command that builds the same engine, without the metadata; where TensorRT is missing, that of 10.12."""
     profiles, _ = _profiles(file)
+    version = tensorrt.installed_version() or _VERSION
 
-    def command(version: str | None, plugins: str | None) -> str:
+    def command(plugins: str | None) -> str:
         return tensorrt.trtexec_command(
             file,
             path,
@@ -51,9 +52,9 @@ def trtexec_command(
         )
 
     try:
-        return command(None, None)
-    except ImportError:
-        return command(_VERSION, _PLUGINS)
+        return command(None)
+    except ImportError:  # it has plugins, and their library is not built
+        return command(_PLUGINS)
 
 
 def _profiles(file: Path) -> tuple[dict[str, Profile], dict[str, str]]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +33,7 @@ from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.modules.block import C2f
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import ASSETS, YAML
+from ultralytics.utils import ASSETS, LOGGER, YAML
 
 from fastyolo import __version__
 from fastyolo.export import Plugin
@@ -40,7 +42,20 @@ from fastyolo.nn import DWSPPF, ECA, FusedSPPF
 from fastyolo.nn.export import Exportable
 from fastyolo.runtime.metadata import INPUT_NAME, Metadata, Nms, Outputs, output_names
 
-__all__ = ["YOLO", "Form", "Input", "convert", "deployed", "graph", "load", "metadata_of", "origin", "properties"]
+__all__ = [
+    "LOGGER",
+    "YOLO",
+    "Form",
+    "Input",
+    "convert",
+    "deployed",
+    "graph",
+    "load",
+    "metadata_of",
+    "origin",
+    "properties",
+    "read_checkpoint",
+]
 
 # What a traced graph puts out: `output_names`' maps in float32, or in the network's dtype for a plugin that reads
 # either; ultralytics' boxes; or boxes [B, A, 4] as two corners and class logits [B, C, A], to be suppressed.
@@ -72,22 +87,41 @@ class Input:
     half: bool
 
 
+def read_checkpoint(weights: str | Path) -> YOLO:
+    """The model of a checkpoint, of whatever task.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: `weights` is no path.
+        ValueError: it is not a checkpoint (a YAML file would give random weights), or cannot be read.
+    """
+    expected = "pass a detection checkpoint of ultralytics"
+    if not isinstance(weights, str | Path):
+        raise TypeError(f"weights must be a path or a YOLO object, got {weights!r}; {expected}.")
+    name = str(weights)
+    if not name.endswith(".pt"):
+        raise ValueError(f"weights must be a checkpoint (.pt), got {name!r}; {expected}.")
+    try:
+        return YOLO(name)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"The weights {name!r} are not on this machine and cannot be downloaded; {expected}."
+        ) from error
+    except Exception as error:  # unpickling a damaged or foreign file raises whatever its bytes suggest
+        reason = type(error.__cause__ or error).__name__
+        raise ValueError(f"The weights {name!r} cannot be read ({reason}); {expected}.") from error
+
+
 def load(weights: str | Path | YOLO) -> YOLO:
     """A detection model that can be exported.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is not a detection model with ultralytics' Detect head and NMS, for three colour channels.
+        TypeError: `weights` is neither a path nor a `YOLO` object.
+        ValueError: it cannot be read, or is not a detection model with ultralytics' Detect head and NMS, for three
+            colour channels.
     """
-    if isinstance(weights, YOLO):
-        model = weights
-    else:
-        try:
-            model = YOLO(weights)
-        except (FileNotFoundError, ConnectionError) as error:
-            raise FileNotFoundError(
-                f"weights {str(weights)!r} are not on this machine and cannot be downloaded; pass a checkpoint."
-            ) from error
+    model = weights if isinstance(weights, YOLO) else read_checkpoint(weights)
     if model.task != "detect":
         raise ValueError(f"weights must be a detection model, got one for the task {model.task!r}; pass another.")
     if reason := why_not_accelerated(model):
@@ -282,7 +316,7 @@ def convert(
     settings = {"batch": given.batch, "quantize": 16 if given.half else None}
     if given.dynamic:
         settings["dynamic"] = True
-    with _quiet(), _working_in(scratch):
+    with _quiet(), _working_in(scratch), _interrupted_at_the_end():
         exporter = Exporter(overrides={"format": kind, "imgsz": list(given.imgsz), "device": "cpu", **settings})
         folder = Path(exporter(model=source))
     (folder / "model_ncnn.py").unlink(missing_ok=True)  # pnnx's example, with the paths of `scratch`
@@ -348,6 +382,22 @@ def _working_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+@contextmanager
+def _interrupted_at_the_end() -> Iterator[None]:
+    """Keep Ctrl-C until then: OpenVINO, calling Python from C++, takes it for a failed conversion, or aborts."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    interrupts: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if interrupts:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
