@@ -90,7 +90,8 @@ def test_help(command):
 def test_help_shows_defaults(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = succeed("predict", "--help")
-    for default in ("0.25", "0.7", "300", "(640; of an exported model, what it says)", "yolov8n.pt", "runs/predict"):
+    built_in = [f"(what is built into the model, else {value})" for value in ("0.25", "0.7", "300")]
+    for default in (*built_in, "(640; of an exported model, what it says)", "yolov8n.pt", "runs/predict"):
         assert f"[default: {default}]" in text
 
 

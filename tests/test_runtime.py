@@ -263,13 +263,68 @@ def test_settings_that_are_built_in(model, photo):
     for actual, whole in zip(found, everything, strict=True):
         assert np.array_equal(actual, whole[expected][:4])
     for settings, message in {
-        ("conf", 0.1): "conf must be at least 0.25, which is built into",
-        ("iou", 0.5): "iou is built into .* as 0.7, got 0.5",
+        ("conf", 0.1): "conf must be at least 0.25, which is built into .*, got 0.1; .* again with --conf 0.1",
+        ("max_det", 301): "max_det must be at most 300, which is built into .*, got 301; .* again with --max-det 301",
+        ("iou", 0.5): "iou is built into .* as 0.7, got 0.5; leave it out",
         ("agnostic_nms", True): "agnostic_nms is built into .* as False, got True",
         ("multi_label", True): "multi_label is built into .* as False, got True",
     }.items():
         with pytest.raises(ValueError, match=message):
             Detector(file, **dict([settings]))
+
+
+@pytest.mark.parametrize(
+    ("built_in", "others"),
+    [
+        ({"conf": 0.5, "iou": 0.45, "max_det": 7}, {"conf": 0.25, "iou": 0.7, "max_det": 300}),
+        ({"multi_label": True}, {"multi_label": False}),
+        ({"agnostic_nms": True}, {"agnostic_nms": False}),
+    ],
+)
+def test_what_is_built_in_is_the_default(model, weights, photo, tmp_path, built_in, others):
+    file = model(outputs="detections", **built_in)
+    found = Detector(file)(photo)
+    for actual, expected in zip(found, Detector(model(outputs="maps"), **built_in)(photo), strict=True):
+        assert len(actual) > 5
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=0.1)
+    document = tmp_path / "out.json"
+    result = predict("--weights", file, "--source", PHOTOS[0], "--save-dir", tmp_path / "saved", "--json", document)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(document.read_text())["images"][0]["detections"] == found.to_json()
+    Detector(file, **built_in)
+    for name, value in others.items():
+        option = name.replace("_", "-")
+        with pytest.raises(
+            ValueError, match=f"^{name} .* built into .*, got {value}; leave it out, or export the .* --{option}"
+        ):
+            Detector(file, **{name: value})
+
+
+def test_a_class_without_a_name(model, photo, tmp_path):
+    file = onnx.load(model(outputs="detections"))
+    (entry,) = (item for item in file.metadata_props if item.key == KEY)
+    entry.value = json.dumps({**json.loads(entry.value), "names": ["red"]})
+    onnx.save(file, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"reports the class [12], and its metadata names 1 classes from 0 on; export"):
+        Detector(tmp_path / "model.onnx")(photo)
+
+
+def test_a_suffix_in_capitals(maps, photo, tmp_path):
+    file = tmp_path / "MODEL.ONNX"
+    file.write_bytes(maps.read_bytes())
+    result = predict("--weights", file, "--source", PHOTOS[0], "--save-dir", tmp_path / "saved")
+    assert result.exit_code == 0, result.stderr
+    pytest.importorskip("openvino")
+    assert Detector(file, engine="openvino").metadata == Detector(maps).metadata
+
+
+def test_a_folder_of_ncnn(tmp_path):
+    (tmp_path / "model.ncnn.param").write_text("7767517")
+    result = predict("--weights", tmp_path, "--source", PHOTOS[0], "--save-dir", tmp_path / "saved")
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        r"fastyolo: .* is a model for NCNN; export it with --format openvino or onnx to run it here\.\n", result.stderr
+    )
 
 
 def test_sizes_of_a_dynamic_model(model, weights, photo):
@@ -278,9 +333,9 @@ def test_sizes_of_a_dynamic_model(model, weights, photo):
     assert tensor.shape == (1, 3, 128, 96)
     expected = YOLO(weights).predict(photo, imgsz=(160, 96), verbose=False, device="cpu")[0]
     assert_same(det(photo), expected)
-    with pytest.raises(ValueError, match="imgsz must be in multiples of the model's largest stride 32, got 100"):
+    with pytest.raises(ValueError, match="imgsz must be in multiples of the model's largest stride 32, got 100x100"):
         Detector(model(outputs="maps", dynamic=True), imgsz=100)
-    with pytest.raises(ValueError, match=r"imgsz is built into .* as 96x96, got 64; leave it out"):
+    with pytest.raises(ValueError, match=r"imgsz is built into .* as 96x96, got 64x64; leave it out"):
         Detector(model(outputs="maps"), imgsz=64)
 
 
@@ -432,6 +487,20 @@ def test_an_abandoned_stream_ends(maps, folder, monkeypatch):
     assert [capture.isOpened() for capture in captures] == [False]
 
 
+def test_folders_and_broken_links_with_names_of_images(maps, photo, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.jpg"), photo)
+    (tmp_path / "b.jpg").mkdir()
+    for name in ("c.jpg", "d.mp4"):
+        (tmp_path / name).symlink_to("nowhere")
+    for source in (tmp_path, tmp_path / "*"):
+        errors: dict[str, Exception] = {}
+        frames = list(Detector(maps).stream(source, on_error=errors.__setitem__))
+        assert [Path(frame.path).name for frame in frames] == ["a.jpg"]
+        assert [Path(path).name for path in errors] == ["c.jpg", "d.mp4"]
+        for path, error in errors.items():
+            assert str(error) == f"{path} is a link to nowhere, which does not exist; mend or remove it."
+
+
 # ---- bad files and arguments
 
 
@@ -475,10 +544,10 @@ def test_models_of_others(tmp_path):
     foreign = onnx_file(tmp_path / "foreign.onnx")
     assert "does not say what model it is (its metadata has no 'task')" in refused(foreign)
     for name, properties, message in [
-        ("segment", {"task": "segment"}, "the model is for the task 'segment', not 'detect'"),
-        ("nms", {"args": "{'nms': True}"}, "outputs are ultralytics' final detections"),
-        ("end2end", {"end2end": "True"}, "outputs are ultralytics' final detections"),
-        ("gray", {"channels": "1"}, "images of 1 channels, not of 3"),
+        ("segment", {"task": "segment"}, "is a model for the task 'segment'; pass one for detection."),
+        ("nms", {"args": "{'nms': True}"}, "puts out ultralytics' final detections; export it without nms=True"),
+        ("end2end", {"end2end": "True"}, "puts out ultralytics' final detections; export it without nms=True"),
+        ("gray", {"channels": "1"}, "takes images of 1 channels; pass a model for colour images."),
         ("names", {"names": "{0: 'a', 2: 'b'}"}, "names must number the classes from 0, got [0, 2]"),
         ("broken", {"names": "{0: "}, "has metadata that cannot be read"),
         ("args", {"args": "5"}, "has metadata that cannot be read"),
@@ -494,7 +563,10 @@ def test_networks_that_are_not_what_the_metadata_says(tmp_path, photo):
     maps = Metadata("maps", ("a",), (96, 96), 32, (8, 16, 32), 16)
     assert "got 1 outputs" in refused(onnx_file(path, **maps.properties()))
     with pytest.raises(ValueError, match="has -1 classes in its outputs and 2 in its metadata"):
-        Detector(onnx_file(path, **ULTRALYTICS))(photo)
+        Detector(onnx_file(path, **ULTRALYTICS))
+    free = Detector(onnx_file(path, ("B", "C", 96, 96), **ULTRALYTICS))
+    with pytest.raises(ValueError, match="has -1 classes in its outputs and 2 in its metadata"):
+        free(photo)
 
 
 @pytest.mark.parametrize(
@@ -545,14 +617,19 @@ def test_metadata_of_ultralytics():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: {**d, "schema": 2}, "they are of schema 2, this fastyolo reads 1; update fastyolo."),
-        (lambda d: {**d, "outputs": "masks"}, "outputs must be one of maps, boxes, detections, got 'masks'."),
-        (lambda d: {**d, "strides": []}, "strides and reg_max must be given for outputs 'maps'."),
+        (lambda d: {**d, "schema": 2}, "has metadata of schema 2, and this fastyolo reads 1; update fastyolo."),
+        (lambda d: {**d, "outputs": "masks"}, "outputs must be one of maps, boxes, detections, got 'masks'); export"),
+        (
+            lambda d: {**d, "strides": []},
+            "cannot be read (strides and reg_max must be given for outputs 'maps'); export",
+        ),
         (lambda d: {**d, "outputs": "detections"}, "nms must be given for outputs 'detections' and no other"),
         (lambda d: {**d, "imgsz": [0, 64]}, "imgsz and max_stride must be positive"),
         (lambda d: {**d, "imgsz": [64]}, "cannot be read"),
-        (lambda d: {**d, "colour": "red"}, "unexpected keyword argument 'colour'"),
+        (lambda d: {**d, "colour": "red"}, "that this fastyolo does not know (colour); update fastyolo"),
+        (lambda d: {**d, "preprocessing": {"mean": 0}}, "that this fastyolo does not know (mean); update fastyolo"),
         (lambda d: {k: v for k, v in d.items() if k != "names"}, "its metadata has no 'names'"),
+        (lambda d: {k: v for k, v in d.items() if k != "max_stride"}, "its metadata has no 'max_stride'"),
         (lambda d: [d], "cannot be read"),
         (lambda d: 5, "cannot be read"),
     ],
@@ -677,13 +754,84 @@ def test_predict_from_a_camera_ends_with_an_interrupt(maps, folder, tmp_path, mo
     assert [path.name for path in (tmp_path / "saved").iterdir()] == ["0.avi"]
 
 
+@pytest.mark.usefixtures("quiet_opencv")
+@pytest.mark.parametrize("exported", [True, False])
+def test_an_interrupt_keeps_the_results_until_then(weights, maps, tmp_path, monkeypatch, exported):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(PHOTOS[0].read_bytes())
+    line_of = sys.modules["fastyolo.cli.predict"]._line
+
+    def interrupt(path: str, frames: list[Any]) -> str:
+        if path.endswith("b.jpg"):
+            raise KeyboardInterrupt
+        return line_of(path, frames)
+
+    monkeypatch.setattr(sys.modules["fastyolo.cli.predict"], "_line", interrupt)
+    document = tmp_path / "out.json"
+    arguments = ("--source", tmp_path, "--save-dir", tmp_path / "saved", "--json", document, "--imgsz", SIZE)
+    result = predict("--weights", maps if exported else weights, *arguments)
+    assert result.exit_code == 130
+    assert result.stderr == "fastyolo: Interrupted; the results are those of the images until then.\n"
+    assert result.stdout.startswith("a.jpg 810x1080: ")
+    assert [Path(row["path"]).name for row in json.loads(document.read_text())["images"]] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_inputs_are_not_overwritten(weights, maps, tmp_path, exported):
+    model = tmp_path / ("model.onnx" if exported else "model.pt")
+    model.write_bytes((maps if exported else weights).read_bytes())
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    file = folder / "a.jpg"
+    file.write_bytes(PHOTOS[0].read_bytes())
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "a.jpg").symlink_to(file)
+    for arguments, message in [
+        ((folder, "--save-dir", folder), f"--save-dir: {file} is an input"),
+        ((file, "--save-dir", link), f"--save-dir: {link / 'a.jpg'} is an input"),
+        ((folder / "*.jpg", "--save-dir", linked), f"--save-dir: {linked / 'a.jpg'} is an input"),
+        ((file, "--save-dir", tmp_path / "saved", "--json", file), f"--json: {file} is an input"),
+        ((file, "--save-dir", tmp_path / "saved", "--json", model), f"--json: {model} is an input"),
+    ]:
+        result = predict("--weights", model, "--imgsz", SIZE, "--source", *arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        (sentence,) = result.stderr.splitlines()
+        assert message in sentence
+        assert "choose another place" in sentence
+    assert file.read_bytes() == PHOTOS[0].read_bytes()
+    assert model.read_bytes() == (maps if exported else weights).read_bytes()
+    assert [path.name for path in folder.iterdir()] == ["a.jpg"]
+
+
+def test_other_formats_are_refused(tmp_path):
+    result = predict("--weights", tmp_path / "model.engine", "--source", PHOTOS[0])
+    assert result.exit_code == 2
+    (sentence,) = result.stderr.splitlines()
+    assert "expected a checkpoint (.pt), an .onnx file, or the .xml file or folder of OpenVINO, got" in sentence
+
+
+def test_predict_with_a_height_and_a_width(model, photo, tmp_path):
+    file, document = model(outputs="maps", dynamic=True), tmp_path / "out.json"
+    arguments = ("--weights", file, "--source", PHOTOS[0], "--save-dir", tmp_path / "saved", "--json", document)
+    result = predict(*arguments, "--imgsz", "160x96")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(document.read_text())["images"][0]["detections"]
+    assert found == Detector(file, imgsz=(160, 96))(photo).to_json()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         (("--half",), 2, "They are for checkpoints"),
         (("--device", "cuda"), 2, "They are for checkpoints"),
         (("--classes", "7"), 1, "classes must be in [0, 2], got 7."),
-        (("--imgsz", "64"), 1, "as 96x96, got 64; leave it out."),
+        (("--imgsz", "64"), 1, "as 96x96, got 64x64; leave it out."),
+        (("--imgsz", "64x"), 2, "expected a side or a height and a width, as 640 or 480x640, got '64x'"),
+        (("--json", "/proc/x.json"), 2, "Invalid value for '--json': /proc/x.json cannot be written"),
+        (("--save-dir", "/proc/x/y"), 2, "Invalid value for '--save-dir': /proc/x/y cannot be written"),
     ],
 )
 def test_options_that_do_not_fit_an_exported_model(maps, folder, arguments, status, message):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +30,9 @@ from typer.testing import CliRunner
 from ultralytics import YOLO
 
 from fastyolo.cli import app
-from fastyolo.diagnose import culprits
+from fastyolo.diagnose import IncomparableError, Report, culprits, parity, verify
 from fastyolo.diagnose.graph import Graph
-from fastyolo.diagnose.matching import match
-from fastyolo.diagnose.parity import Report, verify
+from fastyolo.diagnose.matching import describe, match, neighbours
 from fastyolo.export import export
 from fastyolo.runtime import Detector
 from fastyolo.runtime.metadata import KEY, Nms
@@ -267,6 +268,29 @@ def reversed_classes(model: ModelProto) -> ModelProto:
     return model
 
 
+def after_output(name: str, op: str, *constants: Any) -> Callable[[ModelProto], ModelProto]:
+    """One more node, of the given operator, before an output."""
+
+    def plant(model: ModelProto) -> ModelProto:
+        producer = next(item for item in model.graph.node if name in item.output)
+        producer.output[list(producer.output).index(name)] = "planted"
+        for item in model.graph.node:
+            item.input[:] = ["planted" if value == name else value for value in item.input]
+        names = [f"planted_{index}" for index in range(len(constants))]
+        for constant, value in zip(names, constants, strict=True):
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), constant))
+        model.graph.node.append(helper.make_node(op, ["planted", *names], [name], "/planted"))
+        return model
+
+    return plant
+
+
+def hard_sigmoid(model: ModelProto) -> ModelProto:
+    """In place of the one of the scores."""
+    next(item for item in reversed(model.graph.node) if item.op_type == "Sigmoid").op_type = "HardSigmoid"
+    return model
+
+
 def metadata(**changes: Any) -> Callable[[ModelProto], ModelProto]:
     def write(model: ModelProto) -> ModelProto:
         entry = next(entry for entry in model.metadata_props if entry.key == KEY)
@@ -323,6 +347,26 @@ def test_planted_faults_are_named(fault, outputs, weights, exported, images, tmp
     assert departing(report) == stage
 
 
+@pytest.mark.parametrize(
+    ("plant", "cause", "stage"),
+    [
+        (after_output("scores", "Mul", np.float32(0.9)), "unknown", "scores"),
+        (hard_sigmoid, "unknown", "scores"),
+        (after_output("scores", "Sigmoid"), "doubled sigmoid", "scores"),
+        (after_output("labels", "Add", np.int32(1)), "class order", "scores"),
+        (after_output("boxes", "Mul", np.float32(0.5)), "box scale", "boxes"),
+        (after_output("boxes", "Mul", np.float32(1 / SIZE)), "box format", "boxes"),
+        (after_output("indices", "Add", np.int32(10**6)), "unknown", "boxes"),
+    ],
+)
+def test_planted_faults_of_detections(plant, cause, stage, weights, exported, images, tmp_path):
+    """Their scores and labels are those of one class per box; some lie out of range."""
+    file = save(plant(onnx.load(exported(weights, "detections"))), tmp_path / "model.onnx")
+    report = verify(weights, file, images)
+    assert causes(report) == [cause]
+    assert departing(report) == stage
+
+
 @pytest.mark.parametrize("outputs", FORMS)
 @pytest.mark.parametrize(
     ("path", "plant", "reason"),
@@ -371,7 +415,19 @@ def test_settings_of_nms(weights, exported, images, tmp_path):
     file = save(metadata(nms={"iou_threshold": 0.3})(model), tmp_path / "model.onnx")
     report = verify(weights, file, images)
     assert causes(report) == ["NMS settings"]
-    assert "iou_threshold 0.7 instead of 0.3" in report.findings[0].sentence
+    thresholds = report.findings[0].sentence.split("iou_threshold ")[1].split(" instead of 0.3")[0].split(" or ")
+    assert "0.7" in thresholds
+
+
+def first(found: Any, count: int) -> dict[str, Any]:
+    return {name: getattr(found, name)[:count] for name in ("boxes", "scores", "labels")}
+
+
+def test_settings_are_not_blamed_where_the_file_has_none(weights, exported, images, monkeypatch):
+    """A limit of detections that Detector itself did not keep to."""
+    whole = Detector.postprocess
+    monkeypatch.setattr(Detector, "postprocess", lambda *args: [replace(x, **first(x, 1)) for x in whole(*args)])
+    assert causes(verify(weights, exported(weights, "maps"), images)) == ["unknown"]
 
 
 def test_preparation_of_ones_own(weights, exported, images):
@@ -388,6 +444,28 @@ def test_preparation_of_ones_own(weights, exported, images):
     report = verify(weights, file, images, detector=Stretching(file))
     assert causes(report) == ["resizing"]
     assert "stretched" in report.findings[0].sentence
+
+
+@pytest.mark.data
+def test_postprocessing_of_ones_own(data, tmp_path):
+    """The letterbox's offset left in the boxes, and y before x."""
+
+    class Padded(Detector):
+        def postprocess(self, outputs: Any, placements: Any) -> Any:
+            return super().postprocess(outputs, [replace(place, top=0, left=0) for place in placements])
+
+    class Swapped(Detector):
+        def postprocess(self, outputs: Any, placements: Any) -> Any:
+            return [replace(x, boxes=x.boxes[:, [1, 0, 3, 2]]) for x in super().postprocess(outputs, placements)]
+
+    weights = data / "weights" / "yolov8n-recovered.pt"
+    file = export(weights, outputs="maps", imgsz=160, path=tmp_path / "model.onnx")
+    photographs = sorted((data / "coco128-val" / "images").glob("*.jpg"))[:2]
+    for own, cause, words in ((Padded, "letterbox", "offset"), (Swapped, "box format", "y before x")):
+        report = verify(weights, file, photographs, detector=own(file))
+        assert causes(report) == [cause]
+        assert words in report.findings[0].sentence
+        assert departing(report) == "detections"
 
 
 def test_overflow_of_float16(checkpoint, exported, images):
@@ -497,6 +575,7 @@ def boxes_of_levels() -> tuple[np.ndarray, np.ndarray]:
         (lambda x: x[..., [1, 0, 3, 2]], "box format", "y before x"),
         (lambda x: x / np.array([640, 480, 640, 480]), "box format", "shares"),
         (lambda x: x * np.repeat([1, 1, 0.5], 3)[:, None], "wrong stride", "16 instead of 32"),
+        (lambda x: x * 0.5, "box scale", "multiplied by 0.5"),
         (lambda x: x * np.repeat([4, 1, 0.25], 3)[:, None], "stride order", "8, 16, 32"),
         (lambda x: x - 0.5 * np.repeat(STRIDES, 3)[:, None], "anchor points", "-0.5 cells"),
     ],
@@ -527,6 +606,24 @@ def test_hypotheses_of_the_input():
     assert culprits.of_input(tensor**2, tensor, {}, 1e-5) == ()
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(1, "1"), (0.5, "0.5"), (1.01, "1.01"), (1.0005, "1.0005"), (3 / 7, "0.4286")]
+)
+def test_factors_have_enough_digits(value, text):
+    assert culprits.factor_text(value) == text
+
+
+def test_labels_of_another_order():
+    scores = np.random.default_rng(0).uniform(size=(20, 3))
+    classes = scores.argmax(1)
+    found = culprits.of_labels((classes + 1) % 3, scores.max(1), scores, 1e-5)
+    assert found.cause == "class order"
+    assert "class 0 of the file is class 2" in found.sentence
+    assert culprits.of_labels(classes, scores.max(1), scores, 1e-5) is None
+    assert culprits.of_labels(classes + 1, 0.9 * scores.max(1), scores, 1e-5) is None
+    assert culprits.of_labels(np.arange(20) % 3, scores.max(1), scores, 1e-5) is None
+
+
 NMS = Nms(0.25, 0.5, 300, 30000, multi_label=False, class_agnostic=False)
 
 
@@ -555,6 +652,37 @@ def test_matching(ours, theirs, close, unexplained):
     for pair in (sides, sides[::-1]):
         found = match(*pair, np.concatenate(sides), NMS, margin=1e-3)
         assert (found.close, found.unexplained) == (close, unexplained)
+
+
+def rows_of(*counts: int) -> list[np.ndarray]:
+    return [np.tile((0.0, 0, 10, 10, 0.9, 0), (count, 1)) for count in counts]
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected", "possible"),
+    [
+        ((3, 3, 1), (5, 4, 1), True),
+        ((3, 2), (5, 4), False),  # fewer than expected, but nothing shows a limit
+        ((3, 3), (5, 3), False),
+        ((0, 0), (5, 4), True),
+    ],
+)
+def test_a_limit_takes_two_images(counts, expected, possible):
+    limits = {nms.max_det for settings in neighbours(NMS, rows_of(*counts), expected) for nms in settings}
+    assert limits == ({NMS.max_det, max(counts)} if possible else {NMS.max_det})
+
+
+def test_settings_with_fewer_changes_come_first():
+    sizes = [
+        {sum(a != b for a, b in zip(vars(NMS).values(), vars(nms).values(), strict=True)) for nms in settings}
+        for settings in neighbours(NMS, rows_of(3, 3), (5, 5))
+    ]
+    assert sizes == [{count + 1} for count in range(len(sizes))]
+
+
+def test_settings_are_named():
+    others = [replace(NMS, iou_threshold=0.4), replace(NMS, iou_threshold=0.45), replace(NMS, max_det=3)]
+    assert describe(NMS, others) == "iou_threshold 0.4 or 0.45 instead of 0.5, or with max_det 3 instead of 300"
 
 
 def test_matching_at_the_limit_of_detections():
@@ -597,6 +725,72 @@ def test_command(weights, exported, images):
     assert [finding["cause"] for finding in document["findings"]] == ["doubled /255"]
 
 
+def test_images_that_cannot_be_read_are_left_out(weights, exported, images, tmp_path):
+    shutil.copytree(images, tmp_path / "some")
+    (tmp_path / "some" / "empty.png").write_bytes(b"")
+    (tmp_path / "some" / "damaged.png").write_bytes((images / "0.png").read_bytes()[:50])
+    (tmp_path / "some" / "film.mp4").write_bytes(b"")
+    arguments = ("--weights", weights, "--model", exported(weights, "maps"), "--json", "a.json")
+    result = command(*arguments, "--source", "some")
+    assert result.exit_code == 0, result.output
+    assert json.loads(Path("a.json").read_text())["images"] == 2
+    lines = sorted(line.split("/some/")[1].split()[0] for line in result.stderr.splitlines())
+    assert lines == ["damaged.png", "empty.png"]
+    for name in ("0.png", "1.png"):
+        (tmp_path / "some" / name).unlink()
+    result = command(*arguments, "--source", "some")
+    assert result.exit_code == 2
+    assert "The other 1 cannot be read" in result.stderr
+
+
+def test_errors_of_the_comparison_are_no_bad_input(weights, exported, images, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise ValueError("axis 1 is out of bounds")
+
+    monkeypatch.setattr(parity._Comparison, "_compare_maps", fail)
+    with pytest.raises(ValueError, match="axis 1") as caught:
+        verify(weights, exported(weights, "maps"), images)
+    assert not isinstance(caught.value, IncomparableError)
+    result = command("--weights", weights, "--model", exported(weights, "maps"), "--source", images)
+    assert result.exit_code == 2
+    assert "verify itself failed (ValueError: axis 1 is out of bounds)" in result.stderr
+
+
+def test_a_graph_that_fails_to_run(weights, exported, images, tmp_path):
+    plant = after_output("num_dets", "Gather", np.int64(7))
+    save(plant(onnx.load(exported(weights, "detections"))), tmp_path / "model.onnx")
+    result = command("--weights", weights, "--model", "model.onnx", "--source", images)
+    assert result.exit_code == 2
+    assert "model.onnx cannot be run" in result.stderr
+
+
+def test_a_missing_package(weights, exported, images, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = command("--weights", weights, "--model", exported(weights, "maps"), "--source", images)
+    assert result.exit_code == 2
+    assert "onnxruntime is not installed" in result.stderr
+
+
+def test_damaged_metadata_of_openvino(weights, images, tmp_path):
+    pytest.importorskip("openvino")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.xml").write_text("<net/>")
+    for content in (b"names: [", b"names: \xff"):
+        (tmp_path / "model" / "metadata.yaml").write_bytes(content)
+        result = command("--weights", weights, "--model", "model", "--source", images)
+        assert result.exit_code == 2
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_package_exports_it_lazily():
+    code = (
+        "import sys, fastyolo; fastyolo.diagnose; assert 'torch' not in sys.modules; "
+        "assert fastyolo.diagnose.verify is fastyolo.diagnose.parity.verify; "
+        "assert fastyolo.diagnose.Report is fastyolo.diagnose.parity.Report; fastyolo.diagnose.Stage"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_what_cannot_be_compared(weights, checkpoint, exported, images, tmp_path):
     file = exported(weights, "maps")
     (tmp_path / "empty").mkdir()
@@ -609,6 +803,7 @@ def test_what_cannot_be_compared(weights, checkpoint, exported, images, tmp_path
     save(bare, tmp_path / "bare.onnx")
     pose = YOLO("yolov8n-pose.yaml")
     pose.save(tmp_path / "pose.pt")
+    YOLO("yolov8n.yaml").save(tmp_path / "eighty.pt")
     cases = {
         ("none.pt", file, images): "none.pt",
         (weights, "none.onnx", images): "none.onnx",
@@ -616,17 +811,22 @@ def test_what_cannot_be_compared(weights, checkpoint, exported, images, tmp_path
         (weights, "empty", images): "model must be an .onnx or .engine file",
         (weights, "damaged.onnx", images): "damaged.onnx is not an ONNX model",
         (weights, "bare.onnx", images): "bare.onnx does not say what model it is",
-        (weights, "classes.onnx", images): "has 2 classes and",
-        (file, file, images): "weights must be a checkpoint",
+        (weights, "classes.onnx", images): "has 3 classes in its outputs and 2 in its metadata",
+        ("eighty.pt", file, images): "has 3 classes and",
+        (file, file, images): "--weights: It must be a checkpoint",
         ("damaged.pt", file, images): "'damaged.pt' cannot be read",
         ("pose.pt", file, images): "task 'pose'",
         (checkpoint("yolo11n"), file, images): "of another model than the checkpoint",
         (weights, file, "empty"): "empty holds no image",
         (weights, file, "nowhere"): "nowhere does not exist",
         (weights, file, "0.jpg"): "0.jpg is empty",
+        (weights, file, "0"): "--source",
+        (weights, file, "http://localhost/0.jpg"): "--source",
+        (weights, file, "film.mp4"): "--source",
+        (weights, file, images, "--data", "none.yaml"): "--data",
     }
-    for (checkpoint_file, model, source), words in cases.items():
-        result = command("--weights", checkpoint_file, "--model", model, "--source", source)
+    for (checkpoint_file, model, source, *others), words in cases.items():
+        result = command("--weights", checkpoint_file, "--model", model, "--source", source, *others)
         assert result.exit_code == 2, (words, result.output)
         assert result.stdout == ""
         (sentence,) = result.stderr.splitlines()

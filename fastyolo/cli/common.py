@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,30 @@ class OneSentence(TyperGroup):
         sys.exit(status or 0)
 
 
+def writable(path: Path | None) -> Path | None:
+    """For options: refuse a path at which nothing can be made, before the work whose results belong there."""
+    if path is not None:
+        try:
+            parents = (path,) if path.is_dir() else path.absolute().parents
+            folder = next(parent for parent in parents if parent.exists())
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise typer.BadParameter(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+    return path
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Height and width of a side, or of both."""
+    match = re.fullmatch(r"([1-9]\d*)(?:[x,]([1-9]\d*))?", text)
+    if not match:
+        raise typer.BadParameter(
+            f"expected a side or a height and a width, as 640 or 480x640, got {text!r}.", param_hint="--imgsz"
+        )
+    height, width = match.groups()
+    return int(height), int(width or height)
+
+
 Weights = Annotated[str, typer.Option("--weights", metavar="FILE", help="Checkpoint; yolov8n.pt is downloaded.")]
 Conf = Annotated[float, typer.Option("--conf", min=0.0, max=1.0, help="Score that a detection must exceed.")]
 Iou = Annotated[float, typer.Option("--iou", min=0.0, max=1.0, help="IoU above which the lesser box is dropped.")]
@@ -45,7 +70,10 @@ DeviceName = Annotated[str | None, typer.Option("--device", metavar="NAME", help
 Half = Annotated[bool, typer.Option("--half", help="Run the network in float16 (on a GPU).")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per run of the network.")]
 Stock = Annotated[bool, typer.Option("--stock", help="Use ultralytics' own post-processing, to compare.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the results here.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", dir_okay=False, callback=writable, help="Write the results here."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fastyolo.cli.common import Debug, Weights, reporting
+from fastyolo.cli.common import Debug, Weights, image_size, reporting
 
 
 class Format(str, Enum):
@@ -101,7 +100,7 @@ def export(
 ) -> None:
     """Write a model for ONNX Runtime, TensorRT, OpenVINO or NCNN."""
     with reporting(debug):
-        size = _size(imgsz)
+        size = image_size(imgsz)
         from fastyolo import export as exporting
         from fastyolo.integrations.ultralytics import export as ultralytics
 
@@ -146,13 +145,3 @@ def export(
 def _say_written(console: Console, path: Path) -> None:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     console.print(f"{path}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB", markup=False)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
-    if not match:
-        raise typer.BadParameter(
-            f"expected a side or a height and a width, as 640 or 480x640, got {text!r}.", param_hint="--imgsz"
-        )
-    height, width = match.groups()
-    return int(height), int(width or height)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,25 +16,26 @@ from rich.console import Console
 
 from fastyolo._files import write_json
 from fastyolo.cli.common import (
-    Agnostic,
     Batch,
-    Conf,
     Debug,
     DeviceName,
     Half,
-    Iou,
     Json,
-    MaxDet,
     Stock,
+    image_size,
     load_detector,
     progress_bar,
     report,
     reporting,
+    writable,
 )
 
 # What a command prints and writes of an image: the rows of --json; and how many images or frames there are, if known.
 Document = dict[str, Any]
-Documents = Iterator[tuple[Document, int | None]]
+Documents = Generator[tuple[Document, int | None], None, None]
+
+_CHECKPOINTS = (".pt", ".yaml", ".yml", "")  # ultralytics knows some by their names alone
+_BUILT_IN = "what is built into the model, else "
 
 
 def predict(
@@ -43,7 +45,7 @@ def predict(
             "--weights",
             metavar="FILE",
             help="Checkpoint (yolov8n.pt is downloaded), or a model exported to ONNX or OpenVINO, which runs on the "
-            "CPU and needs no torch.",
+            "CPU, needs no torch, and fails for files that it cannot read, of which a checkpoint only warns.",
         ),
     ] = "yolov8n.pt",
     source: Annotated[
@@ -56,21 +58,39 @@ def predict(
         ),
     ] = None,
     save_dir: Annotated[
-        Path, typer.Option("--save-dir", metavar="DIR", file_okay=False, help="Where the annotated pictures go.")
+        Path,
+        typer.Option(
+            "--save-dir", metavar="DIR", file_okay=False, callback=writable, help="Where the annotated pictures go."
+        ),
     ] = Path("runs/predict"),
-    conf: Conf = 0.25,
-    iou: Iou = 0.7,
+    conf: Annotated[
+        float | None,
+        typer.Option(
+            "--conf", min=0.0, max=1.0, help="Score that a detection must exceed.", show_default=_BUILT_IN + "0.25"
+        ),
+    ] = None,
+    iou: Annotated[
+        float | None,
+        typer.Option(
+            "--iou", min=0.0, max=1.0, help="IoU above which the lesser box is dropped.", show_default=_BUILT_IN + "0.7"
+        ),
+    ] = None,
     classes: Annotated[
         list[int] | None, typer.Option("--classes", metavar="ID", min=0, help="Report this class only; repeatable.")
     ] = None,
-    max_det: MaxDet = 300,
-    agnostic_nms: Agnostic = False,
-    imgsz: Annotated[
+    max_det: Annotated[
         int | None,
+        typer.Option("--max-det", min=1, help="Detections per image, at most.", show_default=_BUILT_IN + "300"),
+    ] = None,
+    agnostic_nms: Annotated[
+        bool | None, typer.Option("--agnostic-nms", help="Let boxes suppress boxes of other classes.")
+    ] = None,
+    imgsz: Annotated[
+        str | None,
         typer.Option(
             "--imgsz",
-            min=32,
-            help="Longer side of the network's input, in pixels.",
+            metavar="SIDE|HxW",
+            help="Side, or height and width, in pixels that images are scaled to fit.",
             show_default="640; of an exported model, what it says",
         ),
     ] = None,
@@ -85,16 +105,19 @@ def predict(
     with reporting(debug):
         if source is not None and not _is_pattern(source) and not Path(source).exists():
             raise typer.BadParameter(f"{source!r} does not exist.", param_hint="--source")
-        settings: dict[str, Any] = {
+        given: dict[str, Any] = {
             "conf": conf,
             "iou": iou,
             "classes": classes,
             "max_det": max_det,
             "agnostic_nms": agnostic_nms,
+            "imgsz": None if imgsz is None else image_size(imgsz),
         }
-        exported = Path(weights).suffix in (".onnx", ".xml") or Path(weights).is_dir()
+        settings = {name: value for name, value in given.items() if value is not None}
+        _refuse_to_overwrite([weights], "--json", [json] if json else ())
         facts: Document = {"weights": weights}
         failed: list[Document] = []
+        exported = _is_exported(weights)
         if exported:
             if half or stock or batch != 1 or device not in (None, "cpu"):
                 raise typer.BadParameter(
@@ -105,20 +128,31 @@ def predict(
             if source is None:
                 raise typer.BadParameter("An exported model needs an image, folder or video.", param_hint="--source")
             facts["accelerated"] = True
-            results = _of_exported(weights, source, save_dir, failed, imgsz=imgsz, **settings)
+            results = _of_exported(weights, source, save_dir, json, failed, settings)
         else:
             model = load_detector(weights, device, half, stock)
             from fastyolo.integrations.ultralytics.acceleration import is_accelerated
 
             facts["accelerated"] = is_accelerated(model)
-            settings |= {"imgsz": imgsz or 640, "device": device, "quantize": 16 if half else None, "batch": batch}
-            results = _of_checkpoint(model, source, save_dir, settings)
-        documents = _print(results)
+            # Of the others that are left out, ultralytics' defaults are the same; of the size, the checkpoint's own.
+            settings = {"imgsz": 640, **settings, "device": device, "quantize": 16 if half else None, "batch": batch}
+            results = _of_checkpoint(model, source, save_dir, json, settings)
+        documents: list[Document] = []
+        interrupted = False
+        try:
+            _collect(results, documents)
+        except KeyboardInterrupt:
+            if not documents:
+                raise
+            interrupted = True
         print_line = Console(highlight=False, soft_wrap=True).print
         if documents:
             print_line(f"Annotated pictures are in {save_dir}", markup=False)
         if json:
             write_json(json, {**facts, "images": documents, **({"failed": failed} if exported else {})})
+        if interrupted and not _is_camera(source):
+            report("Interrupted; the results are those of the images until then.")
+            raise typer.Exit(130)
         if failed:
             raise typer.Exit(1)
 
@@ -128,20 +162,60 @@ def _is_pattern(source: str) -> bool:
     return "://" in source or any(character in source for character in "*?[") or source.isdigit()
 
 
-def _print(results: Documents) -> list[Document]:
-    """A line for each image or video; the documents."""
+def _is_exported(weights: str) -> bool:
+    path = Path(weights)
+    if path.is_dir() or path.suffix.lower() in (".onnx", ".xml"):
+        return True
+    if path.suffix.lower() not in _CHECKPOINTS:
+        raise typer.BadParameter(
+            f"expected a checkpoint (.pt), an .onnx file, or the .xml file or folder of OpenVINO, got {weights!r}; "
+            f"export the checkpoint to one of these.",
+            param_hint="--weights",
+        )
+    return False
+
+
+def _is_camera(source: str | None) -> bool:
+    from fastyolo.runtime.sources import is_camera
+
+    return source is not None and is_camera(source)
+
+
+def _refuse_to_overwrite(inputs: Iterable[str | Path], option: str, outputs: Iterable[Path]) -> None:
+    """Compares files, not paths: links lead to a file or folder by several."""
+    files = {_identity(Path(path)) for path in inputs if Path(path).exists()}
+    for output in outputs:
+        if output.exists() and _identity(output) in files:
+            raise typer.BadParameter(
+                f"{output} is an input, which results could overwrite; choose another place for them.",
+                param_hint=option,
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_outputs(sources: Sequence[str | Path], save_dir: Path, json: Path | None) -> None:
+    _refuse_to_overwrite(sources, "--save-dir", save_dir.iterdir() if save_dir.is_dir() else ())
+    _refuse_to_overwrite(sources, "--json", [json] if json else ())
+
+
+def _collect(results: Documents, documents: list[Document]) -> None:
+    """Appends to the documents, and prints a line for each image or video; also of one that is cut short."""
     console = Console(highlight=False, soft_wrap=True)
-    documents = []
-    with progress_bar(console) as progress:
+    with closing(results), progress_bar(console) as progress:
         task = progress.add_task("predict")
         for path, frames in groupby(results, key=lambda result: result[0]["path"]):
-            found = []
-            for document, total in frames:
-                progress.update(task, total=total, advance=1)
-                found.append(document)
-            documents += found
-            console.print(_line(path, found), markup=False)
-    return documents
+            first = len(documents)
+            try:
+                for document, total in frames:
+                    documents.append(document)
+                    progress.update(task, total=total, advance=1)
+            finally:
+                if documents[first:]:
+                    console.print(_line(path, documents[first:]), markup=False)
 
 
 def _line(path: str, frames: list[Document]) -> str:
@@ -168,10 +242,17 @@ def _document(
     }
 
 
-def _of_checkpoint(model: Any, source: str | None, save_dir: Path, settings: dict[str, Any]) -> Documents:
+def _of_checkpoint(
+    model: Any, source: str | None, save_dir: Path, json: Path | None, settings: dict[str, Any]
+) -> Documents:
     from fastyolo.integrations.ultralytics.acceleration import ASSETS, predictor_of
 
     predictor = predictor_of(model, save=True, save_dir=str(save_dir), verbose=False, **settings)
+
+    def check(predictor: Any) -> None:
+        _check_outputs(getattr(predictor.dataset, "files", ()), save_dir, json)  # cameras have none
+
+    predictor.add_callback("on_predict_start", check)
     results = predictor(source or str(ASSETS), stream=True)
     for path, frames in groupby(results, key=lambda result: result.path):
         for number, result in enumerate(frames):
@@ -185,28 +266,26 @@ def _of_checkpoint(model: Any, source: str | None, save_dir: Path, settings: dic
 
 
 def _of_exported(
-    weights: str, source: str, save_dir: Path, failed: list[Document], imgsz: int | None, **settings: Any
+    weights: str, source: str, save_dir: Path, json: Path | None, failed: list[Document], settings: dict[str, Any]
 ) -> Documents:
     # What OpenCV and FFmpeg log of a damaged file, this command says in one sentence.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from fastyolo.cli.pictures import Pictures
     from fastyolo.runtime import Detector
-    from fastyolo.runtime.sources import is_camera
+    from fastyolo.runtime.sources import is_camera, list_files
 
     def fail(path: str, error: Exception) -> None:
         report(error)
         failed.append({"path": path, "error": str(error)})
 
-    engine: Any = "onnxruntime" if weights.endswith(".onnx") else "openvino"
-    detector = Detector(weights, engine=engine, imgsz=imgsz, **settings)
+    if not is_camera(source):
+        _check_outputs(list_files(source), save_dir, json)
+    engine: Any = "onnxruntime" if weights.lower().endswith(".onnx") else "openvino"
+    detector = Detector(weights, engine=engine, **settings)
     with Pictures(save_dir) as pictures:
-        try:
-            for frame in detector.stream(source, on_error=fail):
-                pictures.save(frame)
-                height, width = frame.image.shape[:2]
-                detections = frame.detections.to_json()
-                yield _document(frame.path, frame.number, (height, width), frame.milliseconds, detections), frame.total
-        except KeyboardInterrupt:  # how a camera ends
-            if not is_camera(source):
-                raise
+        for frame in detector.stream(source, on_error=fail):
+            pictures.save(frame)
+            height, width = frame.image.shape[:2]
+            detections = frame.detections.to_json()
+            yield _document(frame.path, frame.number, (height, width), frame.milliseconds, detections), frame.total

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Conf, Debug, Iou, Json, report, reporting
+from fastyolo.cli.common import Conf, Debug, Iou, Json, reporting
 
 _STYLES = {"agrees": "green", "departs": "bold red", "skipped": "dim"}
 
@@ -53,36 +53,44 @@ def verify(
 ) -> None:
     """Compare an exported model with its checkpoint, stage by stage, and say where and why it departs.
 
-    The exit status is 0 if they agree, 1 if they do not, and 2 if they cannot be compared.
+    The exit status is 0 if they agree, 1 if they do not, and 2 if they cannot be compared. Images that cannot be read
+    are named and left out.
     """
-    with reporting(debug):
-        console = Console(highlight=False)
-        from fastyolo.diagnose import parity
-        from fastyolo.integrations.ultralytics.acceleration import LOGGER
-
-        LOGGER.setLevel("WARNING")
-        try:
-            with console.status("verify") as status:
-                found = parity.verify(
-                    weights,
-                    model,
-                    source,
-                    data=data,
-                    conf=conf,
-                    iou=iou,
-                    engine=engine.value,
-                    progress=lambda name: status.update(f"verify: {name}"),
+    console = Console(highlight=False)
+    try:
+        with reporting(debug):
+            if weights.suffix != ".pt":
+                raise typer.BadParameter(
+                    f"It must be a checkpoint (.pt), got {str(weights)!r}.", param_hint="--weights"
                 )
-        except (OSError, ValueError) as error:
+            found = _compare(console, debug, weights, model, source, data=data, conf=conf, iou=iou, engine=engine.value)
+            if json:
+                write_json(json, found.to_json())
+    except typer.Exit as failure:
+        raise typer.Exit(2) from failure
+    _print(console, found)
+    if not found.agrees:
+        raise typer.Exit(1)
+
+
+def _compare(console: Console, debug: bool, *files: Any, **settings: Any) -> Any:
+    """A Report."""
+    from fastyolo import diagnose
+    from fastyolo.integrations.ultralytics.acceleration import LOGGER
+
+    LOGGER.setLevel("WARNING")
+    with console.status("verify") as status:
+        try:
+            return diagnose.verify(*files, **settings, progress=lambda name: status.update(f"verify: {name}"))
+        except (diagnose.IncomparableError, ModuleNotFoundError):
+            raise
+        except Exception as error:
             if debug:
                 raise
-            report(error)
-            raise typer.Exit(2) from error
-        if json:
-            write_json(json, found.to_json())
-        _print(console, found)
-        if not found.agrees:
-            raise typer.Exit(1)
+            raise RuntimeError(
+                f"verify itself failed ({type(error).__name__}: {error}), which says nothing of the model; run it with "
+                f"--debug and report the traceback."
+            ) from error
 
 
 def _print(console: Console, found: Any) -> None:

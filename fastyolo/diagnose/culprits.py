@@ -7,6 +7,7 @@ the tolerance that the stage is held to. So a reason is named only if the data b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -144,13 +145,16 @@ def _affine(candidate: Array, reference: Array, tolerance: float) -> tuple[tuple
         fits.append((factor, offset))
     factors, offsets = zip(*fits, strict=True)
     clause = (
-        f"the channels are multiplied by {_numbers(factors)} with {_numbers(offsets)} added, after the division by 255"
+        f"the channels are multiplied by {', '.join(map(factor_text, factors))} with "
+        f"{', '.join(f'{offset:.4g}' for offset in offsets)} added, after the division by 255"
     )
     return (("normalisation", clause),)
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
+def factor_text(value: float) -> str:
+    """Four digits, or as many as it takes to tell the number from 1."""
+    digits = 4 if value == 1 else max(4, 2 - math.floor(math.log10(abs(value - 1))))
+    return f"{value:.{digits}g}"
 
 
 # ---- head maps and scores
@@ -162,7 +166,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def of_scores(candidate: Array, reference: Array, tolerance: float) -> Finding | None:
-    """Scores [..., C] in 0 to 1, of the same anchors and classes."""
+    """Scores in 0 to 1 of the same anchors and classes: [n, C], or [n] of one class each."""
     if candidate.shape != reference.shape or not candidate.size:
         return None
     if _agree(sigmoid(candidate), reference, tolerance):
@@ -176,7 +180,23 @@ def of_scores(candidate: Array, reference: Array, tolerance: float) -> Finding |
             "doubled sigmoid",
             "The scores went through the sigmoid twice, so none is below 0.5; remove the second one.",
         )
-    return _of_class_order(candidate, reference, tolerance)
+    return _of_class_order(candidate, reference, tolerance) if candidate.ndim > 1 else None
+
+
+def of_labels(labels: npt.NDArray[Any], scores: Array, reference: Array, tolerance: float) -> Finding | None:
+    """Labels [n] and scores [n] of detections, and the checkpoint's scores [n, C] of all classes at their anchors.
+
+    The classes have other numbers if every score is that of one class of its anchor, always the same for a label.
+    """
+    if not len(labels):
+        return None
+    classes = np.abs(reference - scores[:, None]).argmin(1)
+    pairs = sorted(set(zip(labels.tolist(), classes.tolist(), strict=True)))
+    wrong = [(label, right) for label, right in pairs if label != right]
+    right_scores = reference[np.arange(len(classes)), classes]
+    if not wrong or len(pairs) > len(set(labels.tolist())) or not _agree(scores, right_scores, tolerance):
+        return None
+    return _class_order(*wrong[0])
 
 
 def of_class_maps(candidate: Sequence[Array], reference: Sequence[Array], tolerance: float) -> Finding | None:
@@ -217,10 +237,13 @@ def _of_class_order(candidate: Array, reference: Array, tolerance: float) -> Fin
     order = reordered(np.moveaxis(candidate, -1, 1), np.moveaxis(reference, -1, 1), tolerance)
     if not order:
         return None
-    first = next(index for index, label in enumerate(order) if index != label)
+    return _class_order(*next((index, label) for index, label in enumerate(order) if index != label))
+
+
+def _class_order(label: int, right: int) -> Finding:
     return Finding(
         "class order",
-        f"The classes are in another order: class {first} of the file is class {order[first]} of the checkpoint; "
+        f"The classes are in another order: class {label} of the file is class {right} of the checkpoint; "
         f"export the model again from this checkpoint.",
     )
 
@@ -295,16 +318,22 @@ def _of_strides(
     candidate: Array, reference: Array, levels: npt.NDArray[np.integer], strides: Sequence[int], tolerance: float
 ) -> Finding | None:
     """The boxes of a level are those of the checkpoint times a factor: both anchor and distances count in strides."""
-    used = []
+    used, factors = [], []
     for level, ours, theirs in _by_level(candidate, reference, levels):
         factor = float((ours * theirs).sum() / np.square(theirs).sum()) if theirs.any() else 1.0
         if not _agree(ours, factor * theirs, tolerance):
             return None
         used.append((strides[level], strides[level] * factor))
+        factors.append(factor)
     wrong = [(right, got) for right, got in used if abs(got / right - 1) > tolerance]
     if not wrong:
         return None
-    clause = ", ".join(f"{got:g} instead of {right}" for right, got in ((r, float(f"{g:.4g}")) for r, g in wrong))
+    if len(factors) > 1 and np.ptp(factors) <= tolerance * max(factors):
+        return Finding(
+            "box scale",
+            f"All boxes are multiplied by {factor_text(float(np.mean(factors)))}; export them in pixels of the input.",
+        )
+    clause = ", ".join(f"{float(factor_text(got / right)) * right:g} instead of {right}" for right, got in wrong)
     if len(wrong) > 1 and sorted(round(got, 3) for _, got in used) == sorted(float(right) for right, _ in used):
         return Finding("stride order", f"The strides are in the wrong order, {clause}; write them as {_list(strides)}.")
     return Finding("wrong stride", f"Boxes are decoded with stride {clause}; the strides are {_list(strides)}.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastyolo.diagnose.culprits import PREPARATIONS, Array, Difference, Finding, of_input, reordered
+from fastyolo.diagnose.culprits import PREPARATIONS, Array, Difference, Finding, factor_text, of_input, reordered
 from fastyolo.diagnose.graph import Block, Graph
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ TOLERANCES = {"float32": 5e-5, "float16": 5e-3, "int8": 0.2}
 FLOORS = {"float32": 0.0, "float16": 1e-5, "int8": 1e-5}
 
 _FLOAT16_MAX = 65504
+
+
+class IncomparableError(ValueError):
+    """A file cannot be read, or it is not of the checkpoint's model, so that there is nothing to compare."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def compare(reference: Reference, graph: Graph, tensor: Array, prepared: Array) 
         prepared: [1, 3, H, W], what the first layer must get: `tensor`, unless the graph prepares its input itself.
 
     Raises:
-        ValueError: the layers are of other sizes.
+        IncomparableError: the layers are of other sizes.
     """
     layers = reference.layers(prepared)
     blocks = [block for block in graph.blocks if block.path in layers]
@@ -113,7 +117,7 @@ def _check_sizes(block: Block, layer: Layer, inputs: Sequence[Array], output: Ar
     found = tuple(x.shape for x in (*inputs, output))
     if layer.shapes and found != layer.shapes:
         sizes = (", ".join("x".join(map(str, shape)) for shape in shapes) for shapes in (found, layer.shapes))
-        raise ValueError(
+        raise IncomparableError(
             f"The file is of another model than the checkpoint: the inputs and the output of its layer {block.path} "
             f"are {' where the checkpoint has '.join(sizes)}; pass the checkpoint that it was exported from."
         )
@@ -167,7 +171,7 @@ def _reason(
         power = float(np.square(signal).sum())
         factor = float((signal * (output - base)).sum() / power) if power else 1.0
         if agrees(base + factor * signal):
-            return "layer", f"its {what} multiplied by {factor:.4g}"
+            return "layer", f"its {what} multiplied by {factor_text(factor)}"
     return "layer", ""
 
 
@@ -199,7 +203,8 @@ def _finding(departures: Sequence[Departure], convolutions: int) -> Finding | No
     first = departures[0]
     reason = f": {first.reason}" if first.reason else ""
     advice = "keep this layer in float32" if first.cause == "float16 overflow" else "export the model again"
-    others = f" {len(departures) - 1} further layers depart too." if len(departures) > 1 else ""
+    further = len(departures) - 1
+    others = f" {further} further layer{'s depart' if further > 1 else ' departs'} too." if further else ""
     return Finding(
         first.cause,
         f"The first layer that departs given equal inputs is {first.path} ({first.kind}, node {first.nodes[-1]})"

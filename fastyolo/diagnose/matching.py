@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
@@ -141,25 +142,42 @@ def iou(a: Rows, b: Rows) -> Rows:
     return overlap
 
 
-def neighbours(nms: Nms, rows: list[Rows]) -> list[Nms]:
-    """Settings that may explain detections, those with the fewest changes first."""
+def neighbours(nms: Nms, rows: Sequence[Rows], expected: Sequence[int]) -> Iterator[list[Nms]]:
+    """Settings that may explain detections, those of as many changes together, the fewest first.
+
+    Args:
+        nms: the settings asked for.
+        rows: detections of each image.
+        expected: how many there should be of each image.
+    """
     lowest = min((float(x[:, 4].min()) for x in rows if len(x)), default=1.0)
     confs = {nms.score_threshold, max((conf for conf in _CONFS if conf <= lowest), default=_CONFS[0])}
-    limits = {nms.max_det, max(max(map(len, rows)), 1)}
     found = [
-        replace(
-            nms,
-            score_threshold=conf,
-            iou_threshold=iou,
-            max_det=limit,
-            multi_label=multi_label,
-            class_agnostic=agnostic,
-        )
+        replace(nms, score_threshold=conf, iou_threshold=iou, multi_label=multi_label, class_agnostic=agnostic)
         for conf in sorted(confs)
-        for limit in sorted(limits)
         for iou in sorted({nms.iou_threshold, *_IOUS})
         for multi_label in (False, True)
         for agnostic in (False, True)
     ]
+    # One image with fewer detections than expected could always be one that a limit cuts off.
+    limit = max(map(len, rows), default=0)
+    if sum(len(x) == limit < count for x, count in zip(rows, expected, strict=True)) > 1:
+        found += [replace(other, max_det=limit) for other in found]
     original = asdict(nms).items()
-    return sorted(found, key=lambda other: len(original - asdict(other).items()))[1:]
+    changes = [len(original - asdict(other).items()) for other in found]
+    for count in range(1, max(changes) + 1):
+        yield [other for other, number in zip(found, changes, strict=True) if number == count]
+
+
+def describe(nms: Nms, others: Sequence[Nms]) -> str:
+    """What `others` change in `nms`: iou_threshold 0.4 or 0.45 instead of 0.7, or class_agnostic True ..."""
+    groups: dict[Nms, list[float]] = {}
+    for other in others:
+        groups.setdefault(replace(other, iou_threshold=nms.iou_threshold), []).append(other.iou_threshold)
+    clauses = []
+    for other, ious in groups.items():
+        changed = {name: str(value) for name, value in asdict(other).items() if value != getattr(nms, name)}
+        if ious != [nms.iou_threshold]:
+            changed["iou_threshold"] = " or ".join(f"{iou:g}" for iou in ious)
+        clauses.append(" and ".join(f"{name} {got} instead of {getattr(nms, name)}" for name, got in changed.items()))
+    return ", or with ".join(clauses)

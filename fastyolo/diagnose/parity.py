@@ -8,26 +8,33 @@ file allows it, so that a difference shows where it arises and not in all that f
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import yaml  # type: ignore[import-untyped]
 
 from fastyolo.diagnose import culprits, layers
 from fastyolo.diagnose.culprits import Array, Difference, Finding
 from fastyolo.diagnose.graph import Graph, Precision, openvino_precision
-from fastyolo.diagnose.matching import Match, match, neighbours
-from fastyolo.diagnose.predictions import Outputs, predictions
-from fastyolo.integrations.ultralytics.parity import ASSETS, Reference
+from fastyolo.diagnose.layers import IncomparableError
+from fastyolo.diagnose.matching import Match, describe, match, neighbours
+from fastyolo.diagnose.predictions import Outputs, Predictions, predictions
+from fastyolo.integrations.ultralytics.parity import ASSETS, Placement, Reference
 from fastyolo.runtime import Detector, Metadata
 from fastyolo.runtime.engines import ENGINES, Engine, EngineName
 from fastyolo.runtime.metadata import Nms
-from fastyolo.runtime.sources import Source, open_source
+from fastyolo.runtime.sources import VIDEOS, Item, is_camera, open_source
+
+__all__ = ["IncomparableError", "Report", "Stage", "verify"]
 
 Verdict = Literal["agrees", "departs", "skipped"]
 
@@ -47,8 +54,14 @@ _ACCURACY: dict[Precision, float] = {"float32": 1e-3, "float16": 5e-3, "int8": 2
 _MAX_CANDIDATES = 30000
 _VALIDATION = Nms(0.001, 0.7, 300, _MAX_CANDIDATES, multi_label=True, class_agnostic=False)
 
-# Images whose detections are kept for the search of the settings that they come from.
+# Images kept for the search of what makes detections depart: so many where they do, and where they do not.
 _KEPT_FOR_SEARCH = 8
+
+# What post-processing may do wrong with boxes, by a cause and a sentence.
+_PLACEMENTS: dict[Placement, Finding] = {
+    "padded": Finding("letterbox", "The offset of the letterbox is not subtracted from the boxes; do so."),
+    "swapped": Finding("box format", "The boxes are written with y before x; write x before y."),
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ class Report:
 def verify(
     weights: str | Path,
     model: str | Path,
-    source: Source | None = None,
+    source: str | Path | Sequence[str | Path] | None = None,
     *,
     data: str | None = None,
     conf: float = 0.25,
@@ -127,6 +140,7 @@ def verify(
         model: an ONNX file, an OpenVINO folder or .xml file, an NCNN folder or a TensorRT engine, of fastyolo's or
             ultralytics' exporters.
         source: images: a file, folder, glob or list of these. None: the two photographs that come with ultralytics.
+            Those that cannot be read are left out with a warning.
         data: YAML file of a data set, on whose validation images mAP is compared.
         conf: score threshold of the detections; at least the one that is built into a model with NMS.
         iou: IoU threshold of NMS, unless it is built into the model.
@@ -135,20 +149,64 @@ def verify(
         progress: called with the name of what is being compared.
 
     Raises:
-        FileNotFoundError: a file is missing, or there are no images.
+        IncomparableError: a file is missing or cannot be read, there are no images, or the two are not of the same
+            model.
         ModuleNotFoundError: a package that the engine needs is missing.
-        ValueError: a file cannot be read, or the two are not of the same model, so that there is nothing to compare.
     """
     file = Path(model)
-    if not file.exists():
-        raise FileNotFoundError(f"The model {str(model)!r} does not exist.")
-    comparison = _Comparison(str(weights), file, conf, iou, engine, detector)
-    for item in open_source(str(ASSETS) if source is None else source).items:
+    with _loading():
+        if not file.exists():
+            raise FileNotFoundError(f"The model {str(model)!r} does not exist.")
+        images = _open(str(ASSETS) if source is None else source)
+        comparison = _Comparison(str(weights), file, conf, iou, engine, detector)
+        if data is not None:
+            comparison.check_data(data)
+    problems: list[Exception] = []
+    for item in images:
         (progress or _silent)(Path(item.path).name)
-        comparison.add(item.load())
+        try:
+            image = item.load()
+        except (OSError, ValueError) as error:
+            problems.append(error)
+            continue
+        comparison.add(image)
+    if not comparison.images:
+        others = f" The other {len(problems) - 1} cannot be read either." if len(problems) > 1 else ""
+        raise IncomparableError(f"{problems[0]}{others}") from problems[0]
+    for problem in problems:
+        warnings.warn(f"An image is left out: {problem}", stacklevel=2)
     if data is not None:
         (progress or _silent)("mAP")
     return comparison.report(data)
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """What is wrong with files is not to be taken for an error of the comparison itself."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise IncomparableError(str(error)) from error
+
+
+def _open(source: str | Path | Sequence[str | Path]) -> Iterator[Item]:
+    """The images of a source, at least one; the videos of a folder are passed over."""
+    opened = []
+    for part in [source] if isinstance(source, (str, Path)) else source:
+        if is_camera(str(part)) or Path(part).suffix.lower() in VIDEOS:
+            raise IncomparableError(
+                f"source (--source) must be an image, a folder or a glob of images, got {str(part)!r}."
+            )
+        opened.append(itertools.takewhile(_is_image, open_source(part).items))
+    images = itertools.chain(*opened)
+    first = next(images, None)
+    if first is None:
+        raise IncomparableError(f"source (--source) must hold at least one image, got {str(source)!r}.")
+    return itertools.chain([first], images)
+
+
+def _is_image(item: Item) -> bool:
+    return Path(item.path).suffix.lower() not in VIDEOS
 
 
 Maps: TypeAlias = tuple[list[Array], list[Array]]  # of the boxes by level, and of the classes
@@ -215,7 +273,11 @@ class _Found:
 
 
 class _Comparison:
-    """What is known so far, image after image."""
+    """What is known so far, image after image.
+
+    Attributes:
+        images: how many.
+    """
 
     def __init__(
         self, weights: str, file: Path, conf: float, iou: float, engine: EngineName, detector: Detector | None
@@ -231,13 +293,16 @@ class _Comparison:
         self._detector = detector or self._load(self._nms)
         self._own = detector is not None
         self._reference = Reference(weights, self._detector.imgsz)
-        self._images = 0
+        self.images = 0
         self._rect = False  # whether the inputs of a model with free sizes are cut down to what an image needs
         self._stages: dict[str, Stage] = {}
         self._findings: dict[str, Finding] = {}
         self._departures: tuple[layers.Departure, ...] = ()
         self._match: Match | None = None
-        self._for_search: list[_Found] = []
+        self._box_levels = 0  # in the image that `_box_finding` is from
+        self._box_finding: Finding | None = None
+        self._departing: list[_Found] = []
+        self._agreeing: list[_Found] = []
         self._compare_metadata()
 
     def _describe(self) -> tuple[Metadata, Precision]:
@@ -245,15 +310,20 @@ class _Comparison:
         if self._graph:
             return Metadata.read(self._graph.properties, str(self._file)), self._graph.precision
         build = self._engine if isinstance(self._engine, type) else ENGINES[self._engine]
-        properties = build(self._file, 1).properties
+        try:
+            properties = build(self._file, 1).properties
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self._file} has a metadata.yaml that is damaged; export it again.") from error
+        metadata = Metadata.read(properties, str(self._file))
         if self._engine == "openvino":
             precision = openvino_precision(self._file)
         else:
-            bits = str(properties.get("args", {}).get("quantize"))
+            arguments = properties.get("args")
+            bits = str(arguments.get("quantize")) if isinstance(arguments, Mapping) else ""
             # TensorRT multiplies float32 in TF32, whose significand is as short as that of float16.
             short = bits == "16" or self._file.suffix == ".engine"
             precision = "int8" if "8" in bits else "float16" if short else "float32"
-        return Metadata.read(properties, str(self._file)), precision
+        return metadata, precision
 
     def _load(self, nms: Nms) -> Detector:
         return Detector(
@@ -266,31 +336,50 @@ class _Comparison:
             engine=self._engine,
         )
 
+    def check_data(self, data: str) -> None:
+        """Raises ValueError if `data` is no data set of the checkpoint's classes."""
+        self._reference.check_data(data)
+
     def add(self, image: npt.NDArray[np.uint8]) -> None:
         """Compare on one more image."""
         detector, reference = self._detector, self._reference
         tensor, placements = detector.preprocess([image])
         self._rect |= tensor.shape[2:] != detector.imgsz
         expected = _Expected(reference, reference.preprocess(image, rect=self._rect), self._precision)
-        outputs = detector.run(tensor)
+        outputs = self._run(tensor)
         given, given_outputs = tensor[:1], outputs
         if not self._compare_input(image, tensor[:1], outputs, expected):
-            given, given_outputs = expected.tensor, detector.run(np.repeat(expected.tensor, len(tensor), 0))
-        if self._images == 0:
+            given, given_outputs = expected.tensor, self._run(np.repeat(expected.tensor, len(tensor), 0))
+        if self.images == 0:
             self._compare_layers(given, expected.tensor)
         maps = self._maps(given, given_outputs)
         if maps:
             self._compare_maps(maps, expected)
         self._compare_predictions(given_outputs, maps, expected)
-        found = np.column_stack(list(detector.postprocess(outputs, placements[:1])[0]))
-        self._compare_detections(_Found(found, expected, _size(image.shape[:2])))
-        self._images += 1
+        if self._names_every_label(outputs):
+            found = np.column_stack(list(detector.postprocess(outputs, placements[:1])[0]))
+            self._compare_detections(_Found(found, expected, _size(image.shape[:2])))
+        else:
+            unlike = Difference(math.inf, math.inf, 1.0)
+            self._record("detections", unlike, self._tolerance, "some of a class that the metadata do not name")
+        self.images += 1
+
+    def _run(self, tensor: Array) -> Outputs:
+        try:
+            return self._detector.run(tensor)
+        except Exception as error:  # each runtime has its own
+            reason = " ".join(str(error).split())
+            raise IncomparableError(f"{self._file} cannot be run ({reason}); export it again.") from error
 
     def report(self, data: str | None) -> Report:
         """Of all images so far."""
+        self._find(self._box_finding)
         departing = {stage.name for stage in self._stages.values() if stage.verdict == "departs"}
         if departing == {"detections"}:
-            self._find(self._nms_settings())
+            if self._own:
+                self._find(self._placement())
+            if not self._findings and (self._own or self._detector.metadata.nms):
+                self._find(self._nms_settings())
         if data is not None:
             self._compare_accuracy(data)
         first = next((stage.name for stage in self._stages.values() if stage.verdict == "departs"), None)
@@ -307,7 +396,7 @@ class _Comparison:
             str(self._file),
             self._engine if isinstance(self._engine, str) else self._engine.__name__.lower(),
             self._precision,
-            self._images,
+            self.images,
             tuple(self._stages.values()),
             self._departures,
             tuple(self._findings.values()),
@@ -318,14 +407,22 @@ class _Comparison:
     def _compare_metadata(self) -> None:
         metadata, reference = self._detector.metadata, self._reference
         if len(metadata.names) != len(reference.names):
-            raise ValueError(
+            raise IncomparableError(
                 f"{self._file} has {len(metadata.names)} classes and {self._weights} has {len(reference.names)}; pass "
                 f"the checkpoint that the file was exported from."
             )
+        if metadata.strides and len(metadata.strides) != len(reference.strides):
+            raise self._of_another_model(f"{len(metadata.strides)} levels", f"{len(reference.strides)}")
         self._find(_of_names(metadata.names, reference.names))
         self._find(_of_strides(metadata, reference.strides))
         verdict: Verdict = "departs" if self._findings else "agrees"
         self._stages["metadata"] = Stage("metadata", verdict, "names of the classes, strides")
+
+    def _of_another_model(self, ours: str, theirs: str) -> IncomparableError:
+        return IncomparableError(
+            f"{self._file} is of another model than the checkpoint: it has {ours} where the checkpoint has {theirs}; "
+            f"pass the checkpoint that it was exported from."
+        )
 
     def _compare_input(
         self, image: npt.NDArray[np.uint8], tensor: Array, outputs: Outputs, expected: _Expected
@@ -388,17 +485,23 @@ class _Comparison:
         return box_maps, cls_maps
 
     def _compare_maps(self, maps: Maps, expected: _Expected) -> None:
+        ours, theirs = (sorted(x.shape[1:] for x in (*pair[0], *pair[1])) for pair in (maps, expected.maps))
+        if ours != theirs:
+            raise self._of_another_model(f"head maps of {_shapes(ours)}", _shapes(theirs))
         difference = _of_maps(maps, expected.maps)
         allowed = expected.allowed("maps", difference, self._tolerance)
         if not self._record("maps", difference, allowed, "outputs of the head's branches"):
-            for ours, theirs in zip(maps, expected.maps, strict=True):
-                self._find(culprits.of_level_order(ours, theirs, self._reference.strides, self._tolerance))
+            for pair in zip(maps, expected.maps, strict=True):
+                self._find(culprits.of_level_order(*pair, self._reference.strides, self._tolerance))
             self._find(culprits.of_class_maps(maps[1], expected.maps[1], self._tolerance))
 
     def _compare_predictions(self, outputs: Outputs, maps: Maps | None, expected: _Expected) -> None:
         """Decoded boxes and scores; given equal maps, if the file shows them."""
         ours = predictions(self._detector.metadata, outputs)
-        boxes, scores = ours.same_of(self._reference.decode(*maps)[0] if maps else expected.predicted)
+        predicted = self._reference.decode(*maps)[0] if maps else expected.predicted
+        if ours.labels is None and len(ours.boxes) != predicted.shape[1]:
+            raise self._of_another_model(f"{len(ours.boxes)} anchors", f"{predicted.shape[1]}")
+        boxes, scores = ours.same_of(predicted)
         of_boxes, of_scores = Difference.between(ours.boxes, boxes), Difference.between(ours.scores, scores)
         limits = [difference.limit(self._tolerance) for difference in (of_boxes, of_scores)]
         if maps is None:
@@ -408,13 +511,21 @@ class _Comparison:
             ]
         if not self._record("boxes", of_boxes, limits[0], ours.note):
             cells = [x.shape[2] * x.shape[3] for x in expected.maps[0]]
-            levels = np.repeat(np.arange(len(cells)), cells)[ours.anchors]
+            levels = np.repeat(np.arange(len(cells)), cells).take(ours.anchors, mode="clip")
             strides, size = self._reference.strides, _size(expected.tensor.shape)
-            self._find(culprits.of_boxes(ours.boxes, boxes, levels, strides, size, self._tolerance))
+            if (seen := len(np.unique(levels))) > self._box_levels:  # one level alone can mean many things
+                self._box_levels = seen
+                self._box_finding = culprits.of_boxes(ours.boxes, boxes, levels, strides, size, self._tolerance)
         if not self._record("scores", of_scores, limits[1], ours.note):
-            self._find(culprits.of_scores(ours.scores, scores, self._tolerance))
+            self._find(self._of_scores(ours, scores, predicted))
             if maps is None:
                 self._find(self._of_preparation(outputs, expected))
+
+    def _of_scores(self, ours: Predictions, scores: Array, predicted: Array) -> Finding | None:
+        finding = culprits.of_scores(ours.scores, scores, self._tolerance)
+        if finding or ours.labels is None:
+            return finding
+        return culprits.of_labels(ours.labels, ours.scores, ours.classes_of(predicted), self._tolerance)
 
     def _of_preparation(self, outputs: Outputs, expected: _Expected) -> Finding | None:
         """Whether the file computes what the checkpoint does of an image that is prepared in another way."""
@@ -429,12 +540,18 @@ class _Comparison:
                 )
         return None
 
+    def _names_every_label(self, outputs: Outputs) -> bool:
+        """Whether the labels are those of classes, without which `Detector` refuses them."""
+        labels = predictions(self._detector.metadata, outputs).labels
+        return labels is None or bool(((labels >= 0) & (labels < len(self._reference.names))).all())
+
     def _compare_detections(self, found: _Found) -> None:
         """From image to image: what the file finds, with all that it does before and after the network."""
         matched = self._match_with(found, self._nms)
         self._match = total = self._match | matched if self._match else matched
-        if matched.unexplained and len(self._for_search) < _KEPT_FOR_SEARCH:
-            self._for_search.append(found)
+        kept = self._departing if matched.unexplained else self._agreeing
+        if len(kept) < _KEPT_FOR_SEARCH:
+            kept.append(found)
         note = f"{total.pairs} in common, their boxes within {total.boxes.maximum:.1g} pixels"
         if total.close:
             note += f", {total.close} of one side whose score or IoU is close to a threshold"
@@ -450,7 +567,7 @@ class _Comparison:
         elif matched.unexplained or matched.boxes.maximum > boxes:
             self._stages["detections"] = replace(self._stages["detections"], verdict="departs")
 
-    def _match_with(self, found: _Found, nms: Nms) -> Match:
+    def _match_with(self, found: _Found, nms: Nms, placement: Placement = "image") -> Match:
         """The file's detections against what these settings of NMS make of the checkpoint's predictions."""
         margin = _MARGINS[self._precision]
         predicted, size = found.expected.predicted, _size(found.expected.tensor.shape)
@@ -458,22 +575,30 @@ class _Comparison:
         labels, anchors = np.nonzero(predicted[4:] > nms.score_threshold - margin)
         pool = np.column_stack((predicted[:4, anchors].T, predicted[4 + labels, anchors], labels))
         expected, candidates = (
-            np.column_stack((self._reference.to_image(x[:, :4], size, found.image), x[:, 4:])) for x in (rows, pool)
+            np.column_stack((self._reference.to_image(x[:, :4], size, found.image, placement), x[:, 4:]))
+            for x in (rows, pool)
         )
         return match(found.rows, expected, candidates, nms, margin)
 
+    def _explains(self, nms: Nms, placement: Placement = "image") -> bool:
+        """Whether the detections of the kept images are those of these settings."""
+        matches = [self._match_with(found, nms, placement) for found in (*self._departing, *self._agreeing)]
+        return any(matched.pairs for matched in matches) and not any(matched.unexplained for matched in matches)
+
+    def _placement(self) -> Finding | None:
+        return next((finding for way, finding in _PLACEMENTS.items() if self._explains(self._nms, way)), None)
+
     def _nms_settings(self) -> Finding | None:
         """The settings of NMS, nearest to those asked for, that give the file's detections."""
-        for nms in neighbours(self._nms, [found.rows for found in self._for_search]):
-            matches = [self._match_with(found, nms) for found in self._for_search]
-            if any(matched.pairs for matched in matches) and not any(matched.unexplained for matched in matches):
-                changes = ", ".join(
-                    f"{name} {getattr(nms, name)} instead of {value}"
-                    for name, value in asdict(self._nms).items()
-                    if getattr(nms, name) != value
-                )
+        found = [*self._departing, *self._agreeing]
+        expected = [len(self._reference.detect(x.expected.predicted[None], self._nms)[0]) for x in found]
+        for settings in neighbours(self._nms, [x.rows for x in found], expected):
+            if fitting := [nms for nms in settings if self._explains(nms)]:
+                more = "; compare more images to tell which of these" if len(fitting) > 1 else ""
                 return Finding(
-                    "NMS settings", f"The detections are those of NMS with {changes}; set it as it was asked for."
+                    "NMS settings",
+                    f"The detections are those of NMS with {describe(self._nms, fitting)}{more}; set it as it was "
+                    f"asked for.",
                 )
         return None
 
@@ -567,6 +692,10 @@ def _of_strides(metadata: Metadata, strides: tuple[int, ...]) -> Finding | None:
 def _size(shape: tuple[int, ...]) -> tuple[int, int]:
     """Height and width, the last two of a tensor's sizes."""
     return shape[-2], shape[-1]
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def _list(values: tuple[int, ...]) -> str:

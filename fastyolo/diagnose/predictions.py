@@ -36,11 +36,23 @@ class Predictions:
     note: str
 
     def same_of(self, predictions: Array) -> tuple[Array, Array]:
-        """The same boxes and scores out of predictions [4 + C, A]."""
-        boxes, scores = predictions[:4, self.anchors].T, predictions[4:, self.anchors].T
+        """The same boxes and scores out of predictions [4 + C, A]; zeros of anchors and classes that it lacks."""
+        columns = _taken(predictions.T, self.anchors)
+        boxes, scores = columns[:, :4], columns[:, 4:]
         if self.labels is not None:
-            scores = np.take_along_axis(scores, self.labels[:, None].astype(np.int64), 1)[:, 0]
+            known = (self.labels >= 0) & (self.labels < scores.shape[1])
+            scores = scores[np.arange(len(scores)), np.where(known, self.labels, 0)] * known
         return boxes, scores
+
+    def classes_of(self, predictions: Array) -> npt.NDArray[np.floating[Any]]:
+        """The scores [n, C] of all classes of the same anchors, out of predictions [4 + C, A]."""
+        return _taken(predictions[4:].T, self.anchors)
+
+
+def _taken(rows: Array, indices: npt.NDArray[Any]) -> Array:
+    """[A, k] -> [n, k]; zeros where an index is not in 0 to A - 1."""
+    known = (indices >= 0) & (indices < len(rows))
+    return rows[np.where(known, indices, 0)] * known[:, None]
 
 
 def predictions(metadata: Metadata, outputs: Outputs) -> Predictions:

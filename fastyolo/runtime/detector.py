@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import asdict, replace
 from itertools import islice
 from numbers import Real
 from pathlib import Path
@@ -26,6 +27,8 @@ from fastyolo.runtime.results import Detections, Frame
 from fastyolo.runtime.sources import Images, Item, Source, open_source, to_bgr
 
 MAX_CANDIDATES = 30000  # those of an image with the highest scores, as ultralytics' max_nms
+
+_DEFAULTS = Nms(0.25, 0.7, 300, MAX_CANDIDATES, multi_label=False, class_agnostic=False)
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 OnError = Callable[[str, Exception], None]
@@ -53,26 +56,30 @@ class Detector:
         self,
         model: str | Path,
         *,
-        conf: float = 0.25,
-        iou: float = 0.7,
-        max_det: int = 300,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_det: int | None = None,
         classes: Sequence[int] | None = None,
-        agnostic_nms: bool = False,
-        multi_label: bool = False,
+        agnostic_nms: bool | None = None,
+        multi_label: bool | None = None,
         imgsz: int | tuple[int, int] | None = None,
         engine: EngineName | type[Engine] = "onnxruntime",
         threads: int | None = None,
     ) -> None:
         """Load a model of `fastyolo export`, or of ultralytics' exporters without NMS.
 
+        Of a model whose outputs are detections, the settings of the NMS are built in. They are its defaults; it can
+        only report fewer of its detections, by a higher `conf`, a lower `max_det` or `classes`.
+
         Args:
             model: an .onnx file; for engine "openvino" also an .xml file or the folder of one.
-            conf: score that a detection must exceed.
-            iou: IoU with a better box of the class above which a box is dropped.
-            max_det: detections per image, at most.
+            conf: score that a detection must exceed. None: what is built in, else 0.25.
+            iou: IoU with a better box of the class above which a box is dropped. None: what is built in, else 0.7.
+            max_det: detections per image, at most. None: what is built in, else 300.
             classes: report these only; None: all.
-            agnostic_nms: let boxes suppress boxes of other classes.
+            agnostic_nms: let boxes suppress boxes of other classes. None: what is built in, else False.
             multi_label: report a box for each of its classes that exceeds `conf`, as validation does, not for the best.
+                None: what is built in, else False.
             imgsz: of a model with free sizes: height and width in pixels to letterbox to. None: what the file says.
             engine: "onnxruntime", "openvino" or a class of your own.
             threads: cores to use; None: all that this process may.
@@ -86,11 +93,7 @@ class Detector:
         """
         if not isinstance(engine, type) and engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(get_args(EngineName))}, got {engine!r}.")
-        self._conf = _number("conf", conf)
-        self._iou = _number("iou", iou)
-        self._max_det = _integer("max_det", max_det, 1)
-        self._agnostic = _boolean("agnostic_nms", agnostic_nms)
-        self._multi_label = _boolean("multi_label", multi_label)
+        given = _settings(conf, iou, max_det, agnostic_nms, multi_label)
         threads = len(os.sched_getaffinity(0)) if threads is None else _integer("threads", threads, 1)
         self._file = Path(model)
         if not self._file.exists():
@@ -108,10 +111,14 @@ class Detector:
         self._free_size = size is None
         self.imgsz = self._size(imgsz) if size is None else size
         if imgsz is not None and size is not None and self._pair(imgsz) != size:
-            raise ValueError(f"imgsz is built into {self._file} as {size[0]}x{size[1]}, got {imgsz}; leave it out.")
+            got = self._pair(imgsz)
+            raise ValueError(
+                f"imgsz is built into {self._file} as {size[0]}x{size[1]}, got {got[0]}x{got[1]}; leave it out."
+            )
         self._classes = self._check_classes(classes)
         if self.metadata.nms:
-            self._check_built_in(self.metadata.nms)
+            self._check_built_in(self.metadata.nms, given)
+        self._nms = replace(self.metadata.nms or _DEFAULTS, **given)
         self._letterbox = Letterbox(self.metadata.preprocessing)
 
     def __call__(self, image: npt.NDArray[Any]) -> Detections:
@@ -209,11 +216,18 @@ class Detector:
     def _of_detections(self, outputs: Outputs) -> tuple[npt.NDArray[Any], ...]:
         """Those of the model that the settings let pass, in front; what is behind them means nothing."""
         boxes, scores, labels = (outputs[name] for name in ("boxes", "scores", "labels"))
-        passed = (scores > self._conf) & (np.arange(scores.shape[1]) < outputs["num_dets"][:, None])
+        found = np.arange(scores.shape[1]) < outputs["num_dets"][:, None]
+        unnamed = labels[found & ((labels < 0) | (labels >= len(self.names)))]
+        if unnamed.size:
+            raise ValueError(
+                f"{self._file} reports the class {unnamed[0]}, and its metadata names {len(self.names)} classes from "
+                f"0 on; export it again with 'fastyolo export'."
+            )
+        passed = found & (scores > self._nms.score_threshold)
         if self._classes is not None:
             passed &= np.isin(labels, self._classes)
         order = np.argsort(~passed, axis=1, kind="stable")
-        counts = passed.sum(1).clip(max=self._max_det)
+        counts = passed.sum(1).clip(max=self._nms.max_det)
         return (
             counts,
             np.take_along_axis(boxes, order[..., None], 1),
@@ -223,12 +237,8 @@ class Detector:
 
     def _nms_settings(self) -> dict[str, Any]:
         return {
-            "score_threshold": self._conf,
-            "iou_threshold": self._iou,
-            "max_det": min(self._max_det, MAX_CANDIDATES),
-            "max_candidates": MAX_CANDIDATES,
-            "multi_label": self._multi_label,
-            "class_agnostic": self._agnostic,
+            **asdict(self._nms),
+            "max_det": min(self._nms.max_det, MAX_CANDIDATES),
             "classes": self._classes,
         }
 
@@ -285,15 +295,19 @@ class Detector:
     # ---- checks
 
     def _input(self) -> tuple[int | None, Size | None]:
-        """Batch size and size of the network's input; None: free."""
+        """Batch size and size of the network's input; None: free. Refuses what the metadata contradicts."""
         shapes = self._engine.input_shapes
         if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (3, None):
             raise ValueError(f"{self._file} must have one input [B, 3, H, W] for colour images, got {shapes}.")
-        if self._engine.output_count != len(self._outputs):
+        outputs = self._engine.output_shapes
+        if len(outputs) != len(self._outputs):
             raise ValueError(
                 f"{self._file} must have the outputs {', '.join(self._outputs)} by its metadata, got "
-                f"{self._engine.output_count} outputs; export it again with 'fastyolo export'."
+                f"{len(outputs)} outputs; export it again with 'fastyolo export'."
             )
+        channels = outputs[-1][1] if len(outputs[-1]) > 1 else None
+        if channels is not None and self.metadata.outputs != "detections":
+            self._check_class_count(channels - (4 if self.metadata.outputs == "boxes" else 0))
         batch, _, height, width = shapes[0]
         return batch, None if height is None or width is None else (height, width)
 
@@ -301,7 +315,9 @@ class Detector:
         stride = self.metadata.max_stride
         size = self.metadata.imgsz if imgsz is None else self._pair(imgsz)
         if any(side % stride for side in size):
-            raise ValueError(f"imgsz must be in multiples of the model's largest stride {stride}, got {imgsz}.")
+            raise ValueError(
+                f"imgsz must be in multiples of the model's largest stride {stride}, got {size[0]}x{size[1]}."
+            )
         return size
 
     @staticmethod
@@ -323,23 +339,55 @@ class Detector:
                 f"export it again with 'fastyolo export'."
             )
 
-    def _check_built_in(self, nms: Nms) -> None:
-        """What a model that ends in detections can still do: report fewer of them."""
-        if self._conf < nms.score_threshold and not math.isclose(self._conf, nms.score_threshold, rel_tol=1e-6):
+    def _check_built_in(self, nms: Nms, given: Mapping[str, Any]) -> None:
+        """Refuse what a model that ends in detections cannot do."""
+        conf, max_det = given.get("score_threshold", 1.0), given.get("max_det", 1)
+        if conf < nms.score_threshold and not math.isclose(conf, nms.score_threshold, rel_tol=1e-6):
             raise ValueError(
-                f"conf must be at least {nms.score_threshold}, which is built into {self._file}, got {self._conf}."
+                f"conf must be at least {nms.score_threshold}, which is built into {self._file}, got {conf}; leave it "
+                f"out, or export the model again with --conf {conf}."
             )
-        if not math.isclose(self._iou, nms.iou_threshold, rel_tol=1e-6):
-            raise ValueError(f"iou is built into {self._file} as {nms.iou_threshold}, got {self._iou}.")
-        if self._agnostic != nms.class_agnostic:
-            raise ValueError(f"agnostic_nms is built into {self._file} as {nms.class_agnostic}, got {self._agnostic}.")
-        if self._multi_label != nms.multi_label:
-            raise ValueError(f"multi_label is built into {self._file} as {nms.multi_label}, got {self._multi_label}.")
-        if self._agnostic and self._classes is not None:
+        if max_det > nms.max_det:
+            raise ValueError(
+                f"max_det must be at most {nms.max_det}, which is built into {self._file}, got {max_det}; leave it "
+                f"out, or export the model again with --max-det {max_det}."
+            )
+        for name, field in (
+            ("iou", "iou_threshold"),
+            ("agnostic_nms", "class_agnostic"),
+            ("multi_label", "multi_label"),
+        ):
+            built, value = getattr(nms, field), given.get(field)
+            if value is not None and not math.isclose(value, built, rel_tol=1e-6):
+                option = f"--{name.replace('_', '-')}"
+                how = f"with {option} {value}" if name == "iou" else f"{'with' if value else 'without'} {option}"
+                raise ValueError(
+                    f"{name} is built into {self._file} as {built}, got {value}; leave it out, or export the model "
+                    f"again {how}."
+                )
+        if nms.class_agnostic and self._classes is not None:
             raise ValueError(
                 f"classes must be None, since in {self._file} boxes suppress those of other classes; choose among the "
                 f"labels of its detections, or export it without the NMS."
             )
+
+
+def _settings(
+    conf: float | None, iou: float | None, max_det: int | None, agnostic_nms: bool | None, multi_label: bool | None
+) -> dict[str, Any]:
+    """Those that are given, checked, by their names in `Nms`."""
+    settings: dict[str, Any] = {}
+    if conf is not None:
+        settings["score_threshold"] = _number("conf", conf)
+    if iou is not None:
+        settings["iou_threshold"] = _number("iou", iou)
+    if max_det is not None:
+        settings["max_det"] = _integer("max_det", max_det, 1)
+    if agnostic_nms is not None:
+        settings["class_agnostic"] = _boolean("agnostic_nms", agnostic_nms)
+    if multi_label is not None:
+        settings["multi_label"] = _boolean("multi_label", multi_label)
+    return settings
 
 
 def _load(item: Item) -> Image | Exception:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,12 +24,12 @@ class Engine(Protocol):
     Attributes:
         properties: what the file says of itself.
         input_shapes: of each input; None: free.
-        output_count: number of outputs.
+        output_shapes: of each output; None: free. Empty where the library does not say.
     """
 
     properties: Mapping[str, Any]
     input_shapes: list[list[int | None]]
-    output_count: int
+    output_shapes: list[list[int | None]]
 
     def __init__(self, file: Path, threads: int, callers: int = 1) -> None:
         """Load `file` for `callers` threads that run it at the same time, with `threads` cores for all of them."""
@@ -42,7 +42,7 @@ class OnnxRuntime:
     def __init__(self, file: Path, threads: int, callers: int = 1) -> None:
         import onnxruntime
 
-        if file.is_dir() or file.suffix == ".xml":
+        if file.is_dir() or file.suffix.lower() == ".xml":
             raise ValueError(f"{file} is not an ONNX file; run OpenVINO's with engine='openvino'.")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors: what is wrong with a file is raised below
@@ -58,10 +58,8 @@ class OnnxRuntime:
         if self._dtype is None:
             raise ValueError(f"{file} must take float32 or float16, got an input of {inputs[0].type}; {_AGAIN}.")
         self.properties = self._session.get_modelmeta().custom_metadata_map
-        self.input_shapes = [
-            [side if isinstance(side, int) and side > 0 else None for side in item.shape] for item in inputs
-        ]
-        self.output_count = len(self._session.get_outputs())
+        self.input_shapes = [_sides(item.shape) for item in inputs]
+        self.output_shapes = [_sides(item.shape) for item in self._session.get_outputs()]
 
     def run(self, tensor: Float32) -> list[npt.NDArray[Any]]:
         outputs = self._session.run(None, {self._input: tensor.astype(self._dtype, copy=False)})
@@ -90,22 +88,30 @@ class OpenVino:
         except RuntimeError as error:
             raise ValueError(_unloadable(file, "OpenVINO", error)) from error
         self.properties = _openvino_properties(model, file)
-        self.input_shapes = [
-            [side.get_length() if side.is_static else None for side in item.partial_shape] for item in model.inputs
-        ]
-        self.output_count = len(model.outputs)
+        self.input_shapes, self.output_shapes = (
+            [_openvino_sides(item.partial_shape) for item in items] for items in (model.inputs, model.outputs)
+        )
         self._of_thread = threading.local()
 
     def run(self, tensor: Float32) -> list[npt.NDArray[Any]]:
         if not hasattr(self._of_thread, "request"):  # a request is for one caller at a time
             self._of_thread.request = self._model.create_infer_request()
         outputs = self._of_thread.request.infer({0: tensor})
-        return [_float32(outputs[index]) for index in range(self.output_count)]
+        return [_float32(outputs[index]) for index in range(len(self.output_shapes))]
 
 
 ENGINES: dict[EngineName, type[Engine]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def _sides(shape: Sequence[Any]) -> list[int | None]:
+    """Of ONNX Runtime, whose free sides are names, None or negative."""
+    return [side if isinstance(side, int) and side > 0 else None for side in shape]
+
+
+def _openvino_sides(shape: Any) -> list[int | None]:
+    return [side.get_length() if side.is_static else None for side in shape] if shape.rank.is_static else []
 
 
 def _float32(output: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -121,6 +127,8 @@ def _unloadable(file: Path, runtime: str, error: Exception) -> str:
 
 def _xml(folder: Path) -> Path:
     files = sorted(folder.glob("*.xml"))
+    if not files and any(folder.glob("*.param")):
+        raise ValueError(f"{folder} is a model for NCNN; export it with --format openvino or onnx to run it here.")
     if len(files) != 1:
         raise ValueError(f"{folder} must hold one .xml file of OpenVINO, got {len(files)}; {_AGAIN}.")
     return files[0]
@@ -128,7 +136,7 @@ def _xml(folder: Path) -> Path:
 
 def _openvino_properties(model: Any, file: Path) -> Mapping[str, Any]:
     """What ultralytics writes beside the .xml, or ONNX's metadata_props, which OpenVINO keeps."""
-    if file.suffix == ".onnx":
+    if file.suffix.lower() == ".onnx":
         info = model.get_rt_info()
         return {key: value.astype(str) for key, value in info["framework"].items()} if "framework" in info else {}
     import yaml  # type: ignore[import-untyped]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args
 
 KEY = "fastyolo"  # in ONNX's metadata_props, OpenVINO's rt_info and metadata.yaml: the document below, as JSON
 SCHEMA = 1
@@ -106,7 +106,7 @@ class Metadata:
         """From the entries of a model file.
 
         Raises:
-            ValueError: the entries are missing, damaged, of a later fastyolo, or those of a model for another task.
+            ValueError: the entries are missing, damaged, of another fastyolo, or those of a model for another task.
         """
         try:
             return _own(properties[KEY]) if KEY in properties else _of_ultralytics(properties)
@@ -115,44 +115,70 @@ class Metadata:
                 f"{file} does not say what model it is (its metadata has no {error.args[0]!r}); export it with "
                 f"'fastyolo export' or with ultralytics."
             ) from error
+        except _UnsuitableError as error:
+            raise ValueError(f"{file} {error}") from error
         except (AttributeError, TypeError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{file} has metadata that cannot be read: {error}") from error
+            raise ValueError(
+                f"{file} has metadata that cannot be read ({str(error).rstrip('.')}); export it again with "
+                f"'fastyolo export'."
+            ) from error
+
+
+class _UnsuitableError(Exception):
+    """What a file that can be read says of itself, and what to do: a sentence without its subject."""
+
+
+_T = TypeVar("_T", Preprocessing, Nms, Metadata)
+
+
+def _filled(kind: type[_T], entries: Mapping[str, Any]) -> _T:
+    known = {item.name: item.default is MISSING and item.default_factory is MISSING for item in fields(kind)}
+    if unknown := sorted(set(entries) - set(known)):
+        raise _UnsuitableError(
+            f"has entries in its metadata that this fastyolo does not know ({', '.join(unknown)}); update fastyolo, "
+            f"or export it again."
+        )
+    for name, required in known.items():
+        if required and name not in entries:
+            raise KeyError(name)
+    return kind(**entries)
 
 
 def _own(text: str) -> Metadata:
     document = json.loads(text)
     schema = document.pop("schema")
     if schema != SCHEMA:
-        raise ValueError(f"they are of schema {schema}, this fastyolo reads {SCHEMA}; update fastyolo.")
+        raise _UnsuitableError(f"has metadata of schema {schema}, and this fastyolo reads {SCHEMA}; update fastyolo.")
     nms = document.pop("nms")
-    return Metadata(
-        **{
+    return _filled(
+        Metadata,
+        {
             **document,
             "names": tuple(document["names"]),
             "imgsz": _pair(document["imgsz"]),
             "strides": tuple(document["strides"]),
-            "preprocessing": Preprocessing(**document["preprocessing"]),
-            "nms": Nms(**nms) if nms else None,
-        }
+            "preprocessing": _filled(Preprocessing, document["preprocessing"]),
+            "nms": _filled(Nms, nms) if nms else None,
+        },
     )
 
 
 def _of_ultralytics(properties: Mapping[str, Any]) -> Metadata:
     task = properties["task"]
     if task != "detect":
-        raise ValueError(f"the model is for the task {task!r}, not 'detect'.")
+        raise _UnsuitableError(f"is a model for the task {task!r}; pass one for detection.")
     channels = int(properties.get("channels", 3))
     if channels != 3:
-        raise ValueError(f"the model takes images of {channels} channels, not of 3.")
+        raise _UnsuitableError(f"takes images of {channels} channels; pass a model for colour images.")
     names = _literal(properties["names"])
     arguments = _literal(properties.get("args", "{}"))
     if _literal(properties.get("end2end", "False")) or arguments.get("nms"):
-        raise ValueError(
-            "the model's outputs are ultralytics' final detections; export it without nms=True, or with "
+        raise _UnsuitableError(
+            "puts out ultralytics' final detections; export it without nms=True, or with "
             "'fastyolo export --outputs detections'."
         )
     if sorted(names) != list(range(len(names))):
-        raise ValueError(f"names must number the classes from 0, got {sorted(names)}.")
+        raise ValueError(f"names must number the classes from 0, got {sorted(names)}")
     return Metadata(
         outputs="boxes",
         names=tuple(names[index] for index in range(len(names))),

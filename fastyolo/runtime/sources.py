@@ -67,9 +67,15 @@ def open_source(source: Source) -> Images:
         )
     if isinstance(source, int) or is_camera(str(source)):
         return Images(_camera(source), single=False, live=True)  # type: ignore[arg-type]
-    paths = [path for item in (source if isinstance(source, list | tuple) else [source]) for path in _files(item)]
+    paths = list_files(source)
     images = sum(path.suffix.lower() in IMAGES for path in paths)
     return Images(_items(paths, images), single=len(paths) == images == 1, live=False)
+
+
+def list_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files of a source that is no camera; errors as of `open_source`."""
+    items = [source] if isinstance(source, str | Path) else source
+    return [path for item in items for path in _files(item)]
 
 
 def is_camera(source: str) -> bool:
@@ -130,15 +136,21 @@ def _files(source: str | Path) -> list[Path]:
             raise ValueError(f"{path} is neither an image ({_list(IMAGES)}) nor a video ({_list(VIDEOS)}).")
         return [path]
     if path.is_dir():
-        found = [child for child in path.iterdir() if child.is_file()]
+        found = list(path.iterdir())
     elif any(character in str(source) for character in "*?["):
         found = [Path(name) for name in glob.glob(str(source), recursive=True)]  # noqa: PTH207 - takes absolute ones
     else:
         raise FileNotFoundError(f"{path} does not exist.")
-    files = sorted(file for file in found if file.suffix.lower() in IMAGES | VIDEOS)
+    files = sorted(
+        file for file in found if file.suffix.lower() in IMAGES | VIDEOS and (file.is_file() or _is_broken_link(file))
+    )
     if not files:
         raise FileNotFoundError(f"{source} holds no image ({_list(IMAGES)}) and no video ({_list(VIDEOS)}).")
     return sorted(files, key=lambda file: file.suffix.lower() in VIDEOS)
+
+
+def _is_broken_link(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _list(suffixes: frozenset[str]) -> str:
@@ -148,7 +160,10 @@ def _list(suffixes: frozenset[str]) -> str:
 def _items(paths: Sequence[Path], images: int) -> Iterator[Item]:
     for path in paths:
         name = str(path.absolute())
-        if path.suffix.lower() in VIDEOS:
+        if _is_broken_link(path):
+            problem = ValueError(f"{name} is a link to {path.readlink()}, which does not exist; mend or remove it.")
+            yield Item(name, 0, images, None, partial(_fail, problem))
+        elif path.suffix.lower() in VIDEOS:
             yield from _video(name)
         else:
             yield Item(name, 0, images, None, partial(read_image, name))

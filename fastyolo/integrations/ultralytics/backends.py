@@ -39,7 +39,7 @@ class _Backend:
         self.properties: Mapping[str, Any] = self._backend.metadata or {}
         metadata = Metadata.read(self.properties, str(file))
         self._names = output_names(metadata.outputs, len(metadata.strides))
-        self.output_count = len(self._names)
+        self.output_shapes: list[list[int | None]] = [[] for _ in self._names]  # which AutoBackend does not tell
         fixed = [int(self.properties.get("batch", 1)), 3, *metadata.imgsz]
         self.input_shapes: list[list[int | None]] = [[None, 3, None, None] if self._backend.dynamic else [*fixed]]
 

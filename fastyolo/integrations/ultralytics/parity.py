@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import nms, ops
 from ultralytics.utils.metrics import DetMetrics
@@ -26,10 +27,12 @@ from fastyolo.integrations.ultralytics.acceleration import ASSETS, HeadTap, pred
 from fastyolo.integrations.ultralytics.stock import stock_predictions
 from fastyolo.runtime.metadata import Nms
 
-__all__ = ["ASSETS", "Accuracy", "Layer", "Reference"]
+__all__ = ["ASSETS", "Accuracy", "Layer", "Placement", "Reference"]
 
 Array = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
+Placement = Literal["image", "padded", "swapped"]
+"""Of boxes: in pixels of the image, the same without the letterbox's offset subtracted, or with y before x."""
 Finder: TypeAlias = "Callable[[Image], npt.NDArray[Any]]"
 """From a BGR image to its detections [n, 6]: x1, y1, x2, y2 in its pixels, score, class."""
 
@@ -181,9 +184,15 @@ class Reference:
         values[:, :4] = ops.xyxy2xywh(values[:, :4].mT).mT
         return [rows.numpy() for rows in _suppressed(values, settings)]
 
-    def to_image(self, boxes: npt.NDArray[Any], size: tuple[int, int], image: tuple[int, int]) -> npt.NDArray[Any]:
-        """Boxes xyxy [n, 4] in input pixels -> in pixels of the image, clipped to it; height and width of both."""
-        return ops.scale_boxes(size, boxes.copy(), image)
+    def to_image(
+        self, boxes: npt.NDArray[Any], size: tuple[int, int], image: tuple[int, int], placement: Placement = "image"
+    ) -> npt.NDArray[Any]:
+        """Boxes xyxy [n, 4] in input pixels -> in pixels of the image, clipped to it; height and width of both.
+
+        As one should, or in one of the ways in which it goes wrong.
+        """
+        placed = ops.scale_boxes(size, boxes.copy(), image, padding=placement != "padded")
+        return placed[:, [1, 0, 3, 2]] if placement == "swapped" else placed
 
     def find(self, image: Image, settings: Nms, *, rect: bool) -> npt.NDArray[np.float64]:
         """Detections [n, 6] of one image: x1, y1, x2, y2 in its pixels, score, class; `rect` as in `preprocess`."""
@@ -191,6 +200,21 @@ class Reference:
         (rows,) = self.detect(self.decode(*self.run(tensor)), settings)
         boxes = self.to_image(rows[:, :4], (tensor.shape[2], tensor.shape[3]), (image.shape[0], image.shape[1]))
         return np.column_stack((boxes, rows[:, 4:]))
+
+    def check_data(self, data: str) -> None:
+        """Whether `accuracies` can use a data set.
+
+        Raises:
+            ValueError: it is none, has no validation images, or has another number of classes.
+        """
+        expected = "data (--data) must be the YAML file of a detection data set"
+        try:
+            classes = len(check_det_dataset(data, split="val")["names"])
+        except Exception as error:  # ultralytics has one for each mistake, some without a message
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise ValueError(f"{expected}, got {data!r} ({reason}).") from error
+        if classes != len(self.names):
+            raise ValueError(f"{expected} with the checkpoint's {len(self.names)} classes, got {classes} in {data!r}.")
 
     def accuracies(self, data: str, settings: Nms, finders: Sequence[Finder]) -> list[Accuracy]:
         """mAP on the validation images of a data set: of the checkpoint in ultralytics' validator, and of others.
@@ -292,7 +316,7 @@ def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _load(weights: str) -> YOLO:
-    expected = "pass a detection checkpoint of ultralytics"
+    expected = "pass a detection checkpoint of ultralytics as weights (--weights)"
     if not weights.endswith(".pt"):
         raise ValueError(f"weights must be a checkpoint (.pt), got {weights!r}; {expected}.")
     try:
