@@ -28,8 +28,12 @@ $(BUILT): $(REQUIREMENTS) $(SOURCES)
 demo: $(BUILT)
 	$(BIN)/fastyolo predict --save-dir runs/demo $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
+# Two runs side by side: each leaves a core idle most of the time.
 test: $(BUILT)
-	$(BIN)/python -m pytest
+	@mkdir -p build
+	@$(BIN)/python -m pytest tests/simt > build/simt.log 2>&1 & simt=$$!; \
+	$(BIN)/python -m pytest --ignore=tests/simt; rest=$$?; \
+	wait $$simt; simt=$$?; cat build/simt.log; exit $$((simt | rest))
 
 coverage: $(BUILT)
 	$(BIN)/python -m pytest --cov=fastyolo
