@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Markdown tables from result files: python bench/tables.py [FILE...], by default every file of bench/results.
 
-With --readme, they replace what stands in README.md between the lines `<!-- results -->` and `<!-- /results -->`.
+With --write, all tables go to bench/results/README.md, and those that a reader wants first replace what stands in
+README.md between the lines `<!-- results -->` and `<!-- /results -->`.
 """
 
 from __future__ import annotations
@@ -14,38 +15,62 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
 OPENING, CLOSING = "<!-- results -->\n", "<!-- /results -->"
+
+# Of the operators' inputs, those of the SPPF block of YOLOv8s and of YOLOv8n; all of them are in the long list.
+SHORT = ("1x256x20x20", "8x256x20x20", "1x512x20x20", "8x512x20x20")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--write", action="store_true", help="needs all files of bench/results, so name none")
     arguments = parser.parse_args()
-    files = arguments.files or sorted((ROOT / "bench" / "results").glob("*.json"))
-    text = "\n".join(render(json.loads(file.read_text(encoding="utf-8"))) for file in files)
-    if not arguments.readme:
-        print(text, end="")
+    if arguments.write and arguments.files:
+        parser.error("--write takes no FILE")
+    files = arguments.files or sorted(RESULTS.glob("*.json"))
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    if not arguments.write:
+        print("\n".join(map(render, reports)), end="")
         return
+    for page, text in pages(reports).items():
+        page.write_text(text, encoding="utf-8")
+
+
+def pages(reports: list[dict[str, Any]]) -> dict[Path, str]:
+    """The pages that hold tables, and what they should say."""
+    heading = "# Results\n\nWritten by `python bench/tables.py --write` from the files beside this one.\n\n"
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(OPENING)
-    old, marker, after = rest.partition(CLOSING)
-    if not marker:
-        parser.error(f"{readme} has no lines {OPENING.strip()} and {CLOSING}")
-    if old != text:
-        readme.write_text(f"{before}{OPENING}{text}{CLOSING}{after}", encoding="utf-8")
+    before, opening, rest = readme.read_text(encoding="utf-8").partition(OPENING)
+    _, closing, after = rest.partition(CLOSING)
+    if not closing:
+        raise SystemExit(f"{readme} has no lines {OPENING.strip()} and {CLOSING}")
+    short = _with_titles([_short(report) for report in reports])
+    return {
+        RESULTS / "README.md": heading + _with_titles(reports),
+        readme: f"{before}{opening}{short}{closing}{after}",
+    }
+
+
+def _with_titles(reports: list[dict[str, Any]]) -> str:
+    parts = []
+    ordered = sorted(reports, key=lambda report: list(KINDS).index(report["kind"]))
+    for kind, group in groupby(ordered, key=lambda report: report["kind"]):
+        parts += [f"### {KINDS[kind][0]}\n", *map(render, group)]
+    return "\n".join(parts)
+
+
+def _short(report: dict[str, Any]) -> dict[str, Any]:
+    if report["kind"] != "ops":
+        return report
+    rows = [row for row in report["results"] if row.get("inputs", SHORT[0]) in SHORT]
+    return {**report, "results": rows}
 
 
 def render(report: dict[str, Any]) -> str:
-    kinds = {
-        "ops": render_ops,
-        "accuracy": render_accuracy,
-        "model": render_model,
-        "models": render_models,
-        "runtime": render_runtime,
-        "study": render_study,
-    }
-    return kinds[report["kind"]](report)
+    text: str = KINDS[report["kind"]][1](report)
+    return text
 
 
 def render_ops(report: dict[str, Any]) -> str:
@@ -236,6 +261,16 @@ def _machine(report: dict[str, Any]) -> str:
 def _time(microseconds: float) -> str:
     return f"{microseconds / 1000:,.2f} ms" if microseconds >= 1000 else f"{microseconds:.0f} µs"
 
+
+# In the order of the page.
+KINDS = {
+    "accuracy": ("Agreement with ultralytics", render_accuracy),
+    "study": ("Accuracy of the light model", render_study),
+    "models": ("Cost of the light model", render_models),
+    "model": ("Input sizes", render_model),
+    "runtime": ("Runtime without torch", render_runtime),
+    "ops": ("Operators", render_ops),
+}
 
 if __name__ == "__main__":
     main()

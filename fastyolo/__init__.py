@@ -31,7 +31,7 @@ if _compiled_version != __version__:
     )
 
 if TYPE_CHECKING:
-    from fastyolo import bench, diagnose, export, integrations, nn, ops, reference, runtime, train
+    from fastyolo import bench, compress, diagnose, export, integrations, nn, ops, reference, runtime, train
     from fastyolo.integrations.ultralytics.acceleration import accelerate
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "accelerate",
     "bench",
     "build_info",
+    "compress",
     "diagnose",
     "export",
     "integrations",
@@ -50,7 +51,7 @@ __all__ = [
     "train",
 ]
 
-_MODULES = ("bench", "diagnose", "export", "integrations", "nn", "ops", "reference", "runtime", "train")
+_MODULES = ("bench", "compress", "diagnose", "export", "integrations", "nn", "ops", "reference", "runtime", "train")
 _HOMES = {"accelerate": "fastyolo.integrations.ultralytics.acceleration"}
 
 

@@ -293,3 +293,10 @@ def test_a_shift_that_rounds_explains_only_when_asked():
     shifted, plain = (compare(one, two, values, **settings, shifted=shifted) for shifted in (True, False))
     assert (shifted.differing, shifted.close_pairs, shifted.rounded_pairs, shifted.unexplained) == (1, 0, 1, 0)
     assert (plain.rounded_pairs, plain.unexplained) == (0, 1)
+
+
+def test_pages_hold_what_the_result_files_say():
+    tables = runpy.run_path(str(SCRIPTS / "tables.py"))
+    reports = [json.loads(file.read_text()) for file in sorted(tables["RESULTS"].glob("*.json"))]
+    for page, text in tables["pages"](reports).items():
+        assert page.read_text() == text, f"{page.name} is not up to date: python bench/tables.py --write"

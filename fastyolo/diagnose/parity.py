@@ -31,7 +31,7 @@ from fastyolo.diagnose.predictions import Outputs, Predictions, predictions
 from fastyolo.integrations.ultralytics.parity import ASSETS, Placement, Reference
 from fastyolo.runtime import Detector, Metadata
 from fastyolo.runtime.engines import ENGINES, Engine, EngineName
-from fastyolo.runtime.metadata import Nms
+from fastyolo.runtime.metadata import MAX_CANDIDATES, Nms
 from fastyolo.runtime.sources import VIDEOS, Item, is_camera, open_source
 
 __all__ = ["IncomparableError", "Report", "Stage", "verify"]
@@ -51,8 +51,7 @@ _MARGINS: dict[Precision, float] = {"float32": 1e-3, "float16": 2e-2, "int8": 0.
 # Of mAP50-95.
 _ACCURACY: dict[Precision, float] = {"float32": 1e-3, "float16": 5e-3, "int8": 2e-2}
 
-_MAX_CANDIDATES = 30000
-_VALIDATION = Nms(0.001, 0.7, 300, _MAX_CANDIDATES, multi_label=True, class_agnostic=False)
+_VALIDATION = Nms(0.001, 0.7, 300, MAX_CANDIDATES, multi_label=True, class_agnostic=False)
 
 # Images kept for the search of what makes detections depart: so many where they do, and where they do not.
 _KEPT_FOR_SEARCH = 8
@@ -287,7 +286,7 @@ class _Comparison:
         self._graph = Graph(file) if file.suffix == ".onnx" else None
         metadata, self._precision = self._describe()
         self._tolerance = TOLERANCES[self._precision]
-        self._nms = Nms(conf, iou, 300, _MAX_CANDIDATES, multi_label=False, class_agnostic=False)
+        self._nms = Nms(conf, iou, 300, MAX_CANDIDATES, multi_label=False, class_agnostic=False)
         if metadata.nms:
             self._nms = replace(metadata.nms, score_threshold=max(conf, metadata.nms.score_threshold))
         self._detector = detector or self._load(self._nms)

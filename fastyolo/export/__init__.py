@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from fastyolo.export import arguments, folders
+from fastyolo import _arguments
+from fastyolo.export import folders
 
 if TYPE_CHECKING:
     from fastyolo.integrations.ultralytics.export import YOLO, Form, Input
@@ -54,7 +55,6 @@ _PACKAGES: dict[Format, tuple[str, ...]] = {
     "ncnn": ("ncnn", "pnnx"),
 }
 _MAX_WORKSPACE = 1024  # GiB, more than any GPU has
-_MAX_CANDIDATES = 30000  # ultralytics' max_nms, which no setting changes
 
 
 def export(
@@ -127,11 +127,11 @@ def export(
     outputs = _OUTPUTS[format][0] if outputs is None else outputs
     if outputs not in _OUTPUTS[format]:
         raise ValueError(f"outputs must be {' or '.join(_OUTPUTS[format])} for format {format!r}, got {outputs!r}.")
-    imgsz = arguments.size("imgsz", imgsz)
-    batch = arguments.integer("batch", batch, 1)
-    arguments.boolean("dynamic", dynamic)
-    arguments.boolean("half", half)
-    arguments.path("path", path)
+    imgsz = _arguments.size("imgsz", imgsz)
+    batch = _arguments.integer("batch", batch, 1)
+    _arguments.boolean("dynamic", dynamic)
+    _arguments.boolean("half", half)
+    _arguments.path("path", path)
     _check_tensorrt(format, outputs, plugins, runtime_thresholds)
     _check_engine(format, workspace, timing_cache)
     nms = _nms(outputs, conf, iou, max_det, multi_label, agnostic_nms)
@@ -254,8 +254,8 @@ def _require_writable(kind: Format, target: Path) -> None:
 
 
 def _check_tensorrt(kind: Format, outputs: Outputs, plugins: Sequence[Plugin], runtime_thresholds: bool) -> None:
-    arguments.choices("plugins", plugins, PLUGINS)
-    arguments.boolean("runtime_thresholds", runtime_thresholds)
+    _arguments.choices("plugins", plugins, PLUGINS)
+    _arguments.boolean("runtime_thresholds", runtime_thresholds)
     if (plugins or runtime_thresholds) and kind not in ("tensorrt-onnx", "engine"):
         name = "plugins" if plugins else "runtime_thresholds"
         raise ValueError(f"{name} is for the formats tensorrt-onnx and engine, got format {kind!r}; leave it out.")
@@ -268,8 +268,8 @@ def _check_engine(kind: Format, workspace: float | None, timing_cache: str | Pat
         if value is not None and kind != "engine":
             raise ValueError(f"{name} is for the format engine, got format {kind!r}; leave it out.")
     if workspace is not None:
-        arguments.number("workspace", workspace, 0, _MAX_WORKSPACE)
-    arguments.path("timing_cache", timing_cache)
+        _arguments.number("workspace", workspace, 0, _MAX_WORKSPACE)
+    _arguments.path("timing_cache", timing_cache)
 
 
 def _nms(
@@ -280,8 +280,8 @@ def _nms(
     multi_label: bool,
     agnostic_nms: bool,
 ) -> Nms | None:
-    multi_label = arguments.boolean("multi_label", multi_label)
-    agnostic_nms = arguments.boolean("agnostic_nms", agnostic_nms)
+    multi_label = _arguments.boolean("multi_label", multi_label)
+    agnostic_nms = _arguments.boolean("agnostic_nms", agnostic_nms)
     if outputs != "detections":
         numbers = {"conf": conf, "iou": iou, "max_det": max_det}
         flags = {"multi_label": multi_label or None, "agnostic_nms": agnostic_nms or None}
@@ -289,13 +289,13 @@ def _nms(
             if value is not None:
                 raise ValueError(f"{name} is for outputs 'detections', got {outputs!r}; leave it out.")
         return None
-    from fastyolo.runtime.metadata import Nms
+    from fastyolo.runtime.metadata import MAX_CANDIDATES, Nms
 
     return Nms(
-        arguments.number("conf", 0.25 if conf is None else conf, 0, 1),
-        arguments.number("iou", 0.7 if iou is None else iou, 0, 1),
-        arguments.integer("max_det", 300 if max_det is None else max_det, 1, 65536),
-        _MAX_CANDIDATES,
+        _arguments.number("conf", 0.25 if conf is None else conf, 0, 1),
+        _arguments.number("iou", 0.7 if iou is None else iou, 0, 1),
+        _arguments.integer("max_det", 300 if max_det is None else max_det, 1, 65536),
+        MAX_CANDIDATES,
         multi_label,
         agnostic_nms,
     )

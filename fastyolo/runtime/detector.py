@@ -12,21 +12,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import islice
-from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from fastyolo import _C
+from fastyolo import _C, _arguments
 from fastyolo.runtime.engines import ENGINES, Engine, EngineName
 from fastyolo.runtime.letterbox import Float32, Image, Letterbox, Placement, Size
-from fastyolo.runtime.metadata import Metadata, Nms, output_names
+from fastyolo.runtime.metadata import MAX_CANDIDATES, Metadata, Nms, output_names
 from fastyolo.runtime.results import Detections, Frame
 from fastyolo.runtime.sources import Images, Item, Source, open_source, to_bgr
-
-MAX_CANDIDATES = 30000  # those of an image with the highest scores, as ultralytics' max_nms
 
 _DEFAULTS = Nms(0.25, 0.7, 300, MAX_CANDIDATES, multi_label=False, class_agnostic=False)
 
@@ -94,7 +91,7 @@ class Detector:
         if not isinstance(engine, type) and engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(get_args(EngineName))}, got {engine!r}.")
         given = _settings(conf, iou, max_det, agnostic_nms, multi_label)
-        threads = len(os.sched_getaffinity(0)) if threads is None else _integer("threads", threads, 1)
+        threads = len(os.sched_getaffinity(0)) if threads is None else _arguments.integer("threads", threads, 1)
         self._file = Path(model)
         if not self._file.exists():
             raise FileNotFoundError(f"The model {str(model)!r} does not exist.")
@@ -323,14 +320,14 @@ class Detector:
     @staticmethod
     def _pair(imgsz: int | tuple[int, int]) -> Size:
         height, width = imgsz if isinstance(imgsz, tuple | list) and len(imgsz) == 2 else (imgsz, imgsz)
-        return _integer("imgsz", height, 1), _integer("imgsz", width, 1)
+        return _arguments.integer("imgsz", height, 1), _arguments.integer("imgsz", width, 1)
 
     def _check_classes(self, classes: Sequence[int] | None) -> list[int] | None:
         if classes is None:
             return None
         if isinstance(classes, str | bytes) or not hasattr(classes, "__iter__"):
             raise TypeError(f"classes must be a list of class indices or None, got {type(classes).__name__}.")
-        return [_integer("classes", label, 0, len(self.names) - 1) for label in classes]
+        return [_arguments.integer("classes", label, 0, len(self.names) - 1) for label in classes]
 
     def _check_class_count(self, found: int) -> None:
         if found != len(self.names):
@@ -378,15 +375,15 @@ def _settings(
     """Those that are given, checked, by their names in `Nms`."""
     settings: dict[str, Any] = {}
     if conf is not None:
-        settings["score_threshold"] = _number("conf", conf)
+        settings["score_threshold"] = _arguments.number("conf", conf, 0, 1)
     if iou is not None:
-        settings["iou_threshold"] = _number("iou", iou)
+        settings["iou_threshold"] = _arguments.number("iou", iou, 0, 1)
     if max_det is not None:
-        settings["max_det"] = _integer("max_det", max_det, 1)
+        settings["max_det"] = _arguments.integer("max_det", max_det, 1)
     if agnostic_nms is not None:
-        settings["class_agnostic"] = _boolean("agnostic_nms", agnostic_nms)
+        settings["class_agnostic"] = _arguments.boolean("agnostic_nms", agnostic_nms)
     if multi_label is not None:
-        settings["multi_label"] = _boolean("multi_label", multi_label)
+        settings["multi_label"] = _arguments.boolean("multi_label", multi_label)
     return settings
 
 
@@ -395,28 +392,3 @@ def _load(item: Item) -> Image | Exception:
         return item.load()
     except (OSError, ValueError) as error:
         return error
-
-
-def _number(name: str, value: Any) -> float:
-    """A number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number in [0, 1], got {value!r}.")
-    number = float(value)
-    if not 0 <= number <= 1:  # false for NaN
-        raise ValueError(f"{name} must be in [0, 1], got {number}.")
-    return number
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}.")
-    return value
-
-
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < low or (high is not None and value > high):
-        expected = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        raise ValueError(f"{name} must be {expected}, got {value}.")
-    return int(value)

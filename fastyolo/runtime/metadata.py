@@ -20,6 +20,9 @@ Outputs = Literal["maps", "boxes", "detections"]
 
 INPUT_NAME = "images"  # [B, 3, H, W] float32
 
+# Candidates of an image, by score, that NMS looks at: ultralytics' max_nms, which no setting changes.
+MAX_CANDIDATES = 30000
+
 
 def output_names(outputs: Outputs, levels: int) -> list[str]:
     """Names of a model's outputs, in order.

@@ -37,6 +37,7 @@ import fastyolo
 from fastyolo.nn import FusedSPPF
 from fastyolo.nn.sppf import why_not_fused
 from fastyolo.ops import decode_nms
+from fastyolo.runtime.metadata import MAX_CANDIDATES
 
 __all__ = [
     "ASSETS",
@@ -54,9 +55,6 @@ __all__ = [
     "predictor_of",
     "why_not_accelerated",
 ]
-
-# ultralytics' non_max_suppression keeps this many candidates of an image (its max_nms, which no setting changes).
-MAX_CANDIDATES = 30000
 
 # What a Detect head computes between its branches and the decoded predictions. A head that overrides any of these
 # means something else by its maps, or has more outputs than boxes and classes.

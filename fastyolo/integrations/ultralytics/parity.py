@@ -24,6 +24,7 @@ from ultralytics.utils.metrics import DetMetrics
 from ultralytics.utils.patches import imread
 
 from fastyolo.integrations.ultralytics.acceleration import ASSETS, HeadTap, predictor_of, why_not_accelerated
+from fastyolo.integrations.ultralytics.export import read_checkpoint
 from fastyolo.integrations.ultralytics.stock import stock_predictions
 from fastyolo.runtime.metadata import Nms
 
@@ -84,7 +85,7 @@ class Reference:
     """
 
     def __init__(self, weights: str | Path, imgsz: tuple[int, int]) -> None:
-        model = _load(str(weights))
+        model = _load(weights)
         self.imgsz = imgsz
         self._model = model
         self.names = tuple(model.names[index] for index in range(len(model.names)))
@@ -315,21 +316,10 @@ def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
     return values if all(isinstance(value, Tensor) for value in values) else []
 
 
-def _load(weights: str) -> YOLO:
-    expected = "pass a detection checkpoint of ultralytics as weights (--weights)"
-    if not weights.endswith(".pt"):
-        raise ValueError(f"weights must be a checkpoint (.pt), got {weights!r}; {expected}.")
-    try:
-        model = YOLO(weights)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"The weights {weights!r} are not on this machine and cannot be downloaded; {expected}."
-        ) from error
-    except Exception as error:  # unpickling a damaged or foreign file raises whatever its bytes suggest
-        reason = type(error.__cause__ or error).__name__
-        raise ValueError(f"The weights {weights!r} cannot be read ({reason}); {expected}.") from error
+def _load(weights: str | Path) -> YOLO:
+    model = read_checkpoint(weights)
     if model.task != "detect":
-        raise ValueError(f"The weights {weights!r} are for the task {model.task!r}; {expected}.")
+        raise ValueError(f"weights must be a detection checkpoint, got one for the task {model.task!r}; pass another.")
     if why_not := why_not_accelerated(model):
-        raise ValueError(f"The weights {weights!r} cannot be compared stage by stage: {why_not}.")
+        raise ValueError(f"The weights {str(weights)!r} cannot be compared stage by stage: {why_not}.")
     return model
