@@ -194,7 +194,7 @@ def test_contenders_take_turns():
 
     result = timing.interleave({"a": Logging("a", 2e-6), "b": Logging("b", 5e-6)}, seconds=0, min_rounds=3)
     assert "".join(log) == "aabb" + "abbaab"
-    assert result["a"] == timing.Timing(median_us=2.0, low_us=2.0, high_us=2.0, samples=3)
+    assert result["a"] == timing.Timing(median_us=2.0, low_us=2.0, high_us=2.0, samples=3, parts_us=(2.0, 2.0, 2.0))
     assert result["b"].median_us == 5.0
 
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from fastyolo.bench.environment import environment, installed_version
-from fastyolo.bench.timing import Call, Contender, CpuContender, take_turns
+from fastyolo.bench.timing import Call, Contender, CpuContender, medians_of_parts, take_turns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,8 +70,8 @@ def latency(
     *,
     device: str,
     threads: int,
-) -> dict[int, dict[str, dict[str, float]]]:
-    """Median and 90th percentile in milliseconds, by size and runtime.
+) -> dict[int, dict[str, dict[str, Any]]]:
+    """Median, 90th percentile, and the medians of consecutive parts, in milliseconds, by size and runtime.
 
     Args:
         model: a `YOLO` object.
@@ -104,11 +104,12 @@ def latency(
         seconds=SECONDS * len(contenders),
         min_rounds=MIN_ROUNDS,
     )
-    times: dict[int, dict[str, dict[str, float]]] = {size: {} for size in sizes}
+    times: dict[int, dict[str, dict[str, Any]]] = {size: {} for size in sizes}
     for size, runtime in contenders:
         values = np.array(samples[f"{size} {runtime}"]) * 1e3
         median, p90 = np.quantile(values, (0.5, 0.9)).round(3).tolist()
-        times[size][runtime] = {"median_ms": median, "p90_ms": p90, "samples": len(values)}
+        parts = [round(value, 3) for value in medians_of_parts(values)]
+        times[size][runtime] = {"median_ms": median, "p90_ms": p90, "samples": len(values), "parts_ms": parts}
     return times
 
 
@@ -124,7 +125,7 @@ def report(
     data: str | None,
     device: str,
     threads: int,
-    times: dict[int, dict[str, dict[str, float]]],
+    times: dict[int, dict[str, dict[str, Any]]],
     accuracies: dict[int, Accuracy],
 ) -> dict[str, Any]:
     """Everything that was measured, in JSON's types."""

@@ -12,22 +12,32 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 Call = Callable[[], Any]
+
+PARTS = 8
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds per call: median and quartiles over the samples."""
+    """Microseconds per call: median and quartiles over the samples, and the medians of consecutive parts of them.
+
+    Contenders that took turns have the same parts, so that what slowed the machine down for a while shows in all.
+    """
 
     median_us: float
     low_us: float
     high_us: float
     samples: int
+    parts_us: tuple[float, ...]
 
-    def as_dict(self) -> dict[str, float]:
-        return {name: round(value, 2) for name, value in asdict(self).items()}
+    def as_dict(self) -> dict[str, Any]:
+        numbers = asdict(self)
+        parts = [round(value, 2) for value in numbers.pop("parts_us")]
+        return {**{name: round(value, 2) for name, value in numbers.items()}, "parts_us": parts}
 
 
 class Contender(ABC):
@@ -106,9 +116,13 @@ def take_turns(contenders: Mapping[str, Contender], *, seconds: float, min_round
 
 
 def _timing(samples: list[float]) -> Timing:
-    quartiles = torch.tensor(samples, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double()) * 1e6
-    low, median, high = quartiles.tolist()
-    return Timing(median, low, high, len(samples))
+    low, median, high = (np.quantile(samples, (0.25, 0.5, 0.75)) * 1e6).tolist()
+    return Timing(median, low, high, len(samples), tuple(value * 1e6 for value in medians_of_parts(samples)))
+
+
+def medians_of_parts(samples: Sequence[float] | NDArray[np.float64]) -> list[float]:
+    """Of PARTS consecutive parts, or of each sample where there are fewer."""
+    return [float(np.median(part)) for part in np.array_split(samples, min(PARTS, len(samples)))]
 
 
 def keep_freed_memory() -> None:

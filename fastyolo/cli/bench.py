@@ -7,6 +7,7 @@ import os
 import tempfile
 from enum import Enum
 from itertools import groupby
+from json import loads as load_json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,6 +175,64 @@ def model(
             write_json(json, document)
         if plot:
             bench.plot(document, plot)
+
+
+@bench_app.command(epilog="Example: fastyolo bench compare before.json after.json --threshold 0.03")
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", exists=True, dir_okay=False, help="An earlier result.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", exists=True, dir_okay=False, help="A later one.")],
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0.0, max=10.0, help="Relative change from which on a case is reported.")
+    ] = 0.05,
+    json: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Say what became slower between two results of 'bench ops' or 'bench model'; exit status 1 if something did.
+
+    What the peers and the memory of the machine became slower by in the same runs is divided out, and what may be noise
+    is not reported.
+    """
+    with reporting(debug):
+        from fastyolo.bench import comparison
+
+        found = comparison.compare(_document(before), _document(after), threshold=threshold)
+        _print_comparison(Console(highlight=False), found)
+        if json:
+            write_json(json, found.to_json())
+    if found.of("slower"):
+        raise typer.Exit(1)
+
+
+def _document(file: Path) -> Any:
+    try:
+        document = load_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} must be a result of 'bench ops' or 'bench model', and is no JSON ({error})."
+        ) from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{file} must be a result of 'bench ops' or 'bench model', and holds something else.")
+    return document
+
+
+def _print_comparison(console: Console, found: Any) -> None:
+    for remark in found.remarks:
+        console.print(remark)
+    for name in found.missing:
+        console.print(f"{name} is in one of the files only.", markup=False)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column()
+    for column in ("before", "after", "change", "noise"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for verdict, style in (("slower", "bold red"), ("unclear", "yellow"), ("faster", "green")):
+        for row in found.of(verdict):
+            times = (_microseconds(row.before), _microseconds(row.after))
+            table.add_row(f"[{style}]{verdict}[/] {row.name}", *times, f"{row.change:+.1%}", f"{row.noise:.1%}")
+    if table.row_count:
+        console.print(table)
+    drift = "" if found.drift is None else f"; the machine itself by {found.drift:+.1%}, which is divided out"
+    counts = ", ".join(f"{len(found.of(verdict))} {verdict}" for verdict in ("slower", "unclear", "faster", "same"))
+    console.print(f"{len(found.rows)} cases: {counts}{drift}.")
 
 
 def _maps(weights: Path | None, images: Path | None) -> tuple[Any, str]:
