@@ -84,10 +84,12 @@ def report(message: Exception | str, *_: Any, **__: Any) -> None:
 
 _PACKAGES = {
     "cv2": "'fastyolo[runtime]'",
+    "modelopt": "'fastyolo[compress]'",
     "onnx": "'fastyolo[export]'",
     "onnxruntime": "'fastyolo[runtime]'",
     "onnxslim": "'fastyolo[export]'",
     "openvino": "'fastyolo[openvino]'",
+    "torch_pruning": "'fastyolo[compress]'",
 }
 
 

@@ -148,7 +148,8 @@ def train(
             "save_dir": None if save_dir is None else str(save_dir),
             "tensorboard": tensorboard or None,
         }
-        given = _given({name: value for name, value in options.items() if value is not None}, assignments or [])
+        options = {name: value for name, value in options.items() if value is not None}
+        given = given_arguments(options, assignments or [])
         if resume:
             arguments = _resumed(resume, given, preset, config)
         else:
@@ -170,7 +171,7 @@ def train(
             write_json(json, {"arguments": arguments, "metrics": metrics, **files})
 
 
-def _given(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+def given_arguments(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """The arguments that the command line names, by its own options and by --set."""
     given = dict(options)
     for assignment in assignments:

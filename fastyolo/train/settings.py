@@ -49,6 +49,13 @@ class Settings:
         class_weights: weight of each class in the class loss. ultralytics' `cls_pw` takes them from the counts instead.
         head_lr: the head's learning rate as a multiple of that of the rest.
         freeze_backbone: keep the backbone's parameters and statistics as they are.
+        sparsity: weight of an L1 term on the factors of the normalisations, so that channels fade that can be pruned
+            then (https://arxiv.org/abs/1708.06519). With SGD, a factor that nothing holds shrinks by
+            lr * sparsity / (1 - momentum) in each step.
+        sparsity_final: share of that weight in the last epoch, to which it changes evenly from the first.
+        sparsity_backbone: multiple of that weight in the backbone.
+        sparsity_neck: multiple of that weight in the neck.
+        sparsity_head: multiple of that weight in the head.
         report_epochs: epochs after which the loss terms are compared and gains suggested; 0: never.
         skip_bad_labels: leave out images that cannot be read and those with malformed labels, as ultralytics does, and
             validate even where no image has an object; False refuses the data set.
@@ -76,6 +83,11 @@ class Settings:
     class_weights: Sequence[float] | None = None
     head_lr: float = 1.0
     freeze_backbone: bool = False
+    sparsity: float = 0.0
+    sparsity_final: float = 1.0
+    sparsity_backbone: float = 1.0
+    sparsity_neck: float = 1.0
+    sparsity_head: float = 1.0
     report_epochs: int = 3
     skip_bad_labels: bool = False
     tensorboard: bool = False
@@ -83,7 +95,8 @@ class Settings:
     def __post_init__(self) -> None:
         distillation = ("kd_cls", "kd_box", "kd_feat", "kd_ramp_epochs")
         assigner = ("tal_alpha", "tal_beta", "tal_radius")
-        for name in (*distillation, *assigner, "cls_gamma"):
+        sparsity = ("sparsity", "sparsity_final", "sparsity_backbone", "sparsity_neck", "sparsity_head")
+        for name in (*distillation, *assigner, *sparsity, "cls_gamma"):
             self._require(name, "a number that is 0 or more", _is_number(value := getattr(self, name)) and value >= 0)
         for name in ("kd_cls_temperature", "kd_box_temperature", "head_lr"):
             self._require(name, "a number above 0", _is_number(value := getattr(self, name)) and value > 0)

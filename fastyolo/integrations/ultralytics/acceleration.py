@@ -34,6 +34,7 @@ from ultralytics.utils import ASSETS, LOGGER, ops
 from ultralytics.utils.torch_utils import get_flops, unwrap_model
 
 import fastyolo
+from fastyolo.integrations.ultralytics.models import PRUNED
 from fastyolo.nn import FusedSPPF
 from fastyolo.nn.sppf import why_not_fused
 from fastyolo.ops import decode_nms
@@ -377,7 +378,8 @@ def head_maps(
 
 
 def describe(model: Model, imgsz: int) -> dict[str, Any]:
-    """Task, classes, parameters, GFLOPs at imgsz x imgsz and strides of a model; of an exported one, its task."""
+    """Task, classes, parameters, GFLOPs at imgsz x imgsz and strides of a model, and whether it was pruned; of an
+    exported one, its task."""
     network: Any = model.model
     facts: dict[str, Any] = {"task": model.task}
     if not isinstance(network, str):
@@ -386,4 +388,6 @@ def describe(model: Model, imgsz: int) -> dict[str, Any]:
         facts["parameters"] = sum(p.numel() for p in network.parameters())
         facts["gflops"] = round(get_flops(network, imgsz), 2)
         facts["strides"] = [int(stride) for stride in network.stride.tolist()]
+        if PRUNED in network.yaml:
+            facts["pruned"] = network.yaml[PRUNED]
     return facts

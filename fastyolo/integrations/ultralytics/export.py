@@ -38,6 +38,7 @@ from ultralytics.utils import ASSETS, LOGGER, YAML
 from fastyolo import __version__
 from fastyolo.export import Plugin
 from fastyolo.integrations.ultralytics.acceleration import fuse_sppf, why_not_accelerated
+from fastyolo.integrations.ultralytics.models import PRUNED
 from fastyolo.nn import DWSPPF, ECA, FusedSPPF
 from fastyolo.nn.export import Exportable
 from fastyolo.runtime.metadata import INPUT_NAME, Metadata, Nms, Outputs, output_names
@@ -162,7 +163,7 @@ def metadata_of(network: DetectionModel, outputs: Outputs, imgsz: tuple[int, int
 
 def properties(network: DetectionModel, metadata: Metadata, given: Input, opset: int) -> dict[str, str]:
     """Entries of a model file: those of ultralytics' exporter, and the metadata."""
-    name = Path(network.yaml.get("yaml_file", "detector")).stem
+    name = Path(network.yaml.get("yaml_file", "detector")).stem + (", pruned" if PRUNED in network.yaml else "")
     arguments = {
         "batch": given.batch,
         "dynamic": given.dynamic,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from math import ceil, prod
@@ -27,7 +27,7 @@ from ultralytics.nn.tasks import BaseModel, DetectionModel
 
 import fastyolo.ops  # noqa: F401 - registers torch.ops.fastyolo
 
-__all__ = ["Cost", "baseline", "cost"]
+__all__ = ["Cost", "baseline", "cost", "layer_costs", "layer_parts"]
 
 PARTS = ("backbone", "neck", "head")
 
@@ -68,7 +68,7 @@ def cost(network: BaseModel, imgsz: int) -> dict[str, Any]:
     stride = max(int(network.stride.max()), 32)
     imgsz = ceil(imgsz / stride) * stride
     parts = {name: Cost() for name in PARTS}
-    for name, layer in zip(_parts(network), _layers(network, imgsz), strict=True):
+    for name, layer in zip(layer_parts(network), layer_costs(network, imgsz), strict=True):
         parts[name].add(layer)
     total = Cost()
     for part in parts.values():
@@ -91,14 +91,13 @@ def _channels(network: BaseModel) -> int:
     return int(network.yaml.get("channels", 3))
 
 
-def _parts(network: BaseModel) -> Iterator[str]:
+def layer_parts(network: BaseModel) -> list[str]:
     """The part that each layer belongs to: the YAML's backbone, its head up to the last layer, that layer."""
-    backbone = len(network.yaml["backbone"])
-    for index in range(len(network.model)):
-        yield PARTS[2] if index == len(network.model) - 1 else PARTS[0] if index < backbone else PARTS[1]
+    layers, backbone = len(network.model), len(network.yaml["backbone"])
+    return [PARTS[0]] * backbone + [PARTS[1]] * (layers - backbone - 1) + [PARTS[2]]
 
 
-def _layers(network: BaseModel, imgsz: int) -> list[Cost]:
+def layer_costs(network: BaseModel, imgsz: int) -> list[Cost]:
     """The cost of each layer."""
     deployed = copy.deepcopy(network).float().eval().fuse(verbose=False)
     strides = deployed.stride

@@ -24,7 +24,10 @@ from ultralytics.utils.torch_utils import fuse_conv_and_bn, intersect_dicts
 
 import fastyolo.nn
 from fastyolo.integrations.ultralytics.head import LightDetect
-from fastyolo.nn import DWSPPF, ECA, GELAN, Conv, DSConv
+from fastyolo.nn import DWSPPF, ECA, GELAN, Conv, DSConv, SplitC2f, SplitC2PSA
+
+PRUNED = "pruned"
+"""The entry of a network's YAML that tells that it no longer describes the network."""
 
 MODELS = Path(fastyolo.nn.__file__).parent / "models"
 
@@ -54,7 +57,7 @@ def register(tasks: Any) -> None:
     tasks.check_yaml = _finder(tasks.check_yaml)
     tasks.BaseModel.fuse = _fusing(tasks.BaseModel.fuse)
     tasks.BaseModel.load = _loading(tasks.BaseModel.load)
-    torch.serialization.add_safe_globals([Conv, DSConv, DWSPPF, ECA, GELAN, LightDetect])
+    torch.serialization.add_safe_globals([Conv, DSConv, DWSPPF, ECA, GELAN, LightDetect, SplitC2f, SplitC2PSA])
 
 
 def _parser(tasks: Any, stock: FunctionType) -> Callable[..., Any]:
@@ -62,8 +65,14 @@ def _parser(tasks: Any, stock: FunctionType) -> Callable[..., Any]:
         """As ultralytics.nn.tasks.parse_model, with fastyolo's modules.
 
         Raises:
-            ValueError: a module is unknown, or the file sets an activation, which fastyolo's modules do not take.
+            ValueError: a module is unknown, the file sets an activation, which fastyolo's modules do not take, or it is
+                that of a network that was pruned since.
         """
+        if PRUNED in d:
+            raise ValueError(
+                "This network was pruned, so that it cannot be built from its YAML; train its checkpoint with "
+                "'fastyolo train' or trainer=fastyolo.train.Trainer, without pretrained."
+            )
         namespace = _namespace(vars(tasks), d)
         parse = FunctionType(stock.__code__, namespace, stock.__name__, stock.__defaults__, stock.__closure__)
         return parse(d, ch, verbose)

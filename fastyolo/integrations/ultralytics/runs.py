@@ -26,6 +26,7 @@ __all__ = [
     "check_resumable",
     "check_teacher",
     "check_values",
+    "finished",
     "metrics",
 ]
 
@@ -171,6 +172,16 @@ def check_resumable(checkpoint: Path) -> None:
         raise ValueError(
             f"The run of {checkpoint} is finished; to start a new run from its weights, pass it as the model instead."
         )
+
+
+def finished(folder: Path) -> dict[str, float] | None:
+    """Accuracy of the best checkpoint of a run in `folder`; None if that run is not finished or not there."""
+    last, best = (folder / "weights" / name for name in ("last.pt", "best.pt"))
+    # At its end a run strips its checkpoints of what only training needs, the last one after all else.
+    if not last.exists() or torch_load(last, map_location="cpu", weights_only=False)["optimizer"] is not None:
+        return None
+    values = torch_load(best, map_location="cpu", weights_only=False)["train_metrics"]
+    return {name: float(values[key]) for name, key in _METRICS.items()}
 
 
 def metrics(trainer: BaseTrainer) -> dict[str, float]:

@@ -38,6 +38,8 @@ from fastyolo.integrations.ultralytics.data import build_dataset, reading
 from fastyolo.integrations.ultralytics.distillation import LOSS_NAMES, Distillation, load_teacher
 from fastyolo.integrations.ultralytics.loss import DetectionLoss
 from fastyolo.integrations.ultralytics.models import transfer
+from fastyolo.integrations.ultralytics.pruning import is_pruned, rebuilt
+from fastyolo.integrations.ultralytics.sparsity import SMALL, Sparsity
 from fastyolo.train.distillation import ramp
 from fastyolo.train.report import loss_report
 from fastyolo.train.settings import NAMES, Settings, split
@@ -53,6 +55,9 @@ _FREEZABLE = 0.5
 # Settings of DetectionLoss, which cannot take the place of an end-to-end model's criterion.
 _CRITERION = ("tal_topk", "tal_alpha", "tal_beta", "tal_radius", "cls_loss", "label_smoothing", "class_weights")
 
+# The attribute of a network that was trained for INT8.
+QUANTIZATION = "quantization"
+
 _trainers = itertools.count()
 
 
@@ -63,6 +68,8 @@ class Trainer(DetectionTrainer):
     have them too. Beyond DetectionTrainer:
 
     - `distill_model` is the teacher of a `Distillation`.
+    - A pruned network is trained as it is, where ultralytics would build another from its YAML file.
+    - `sparsity` adds its subgradient to the gradients; the log and results.csv tell how many factors have become small.
     - On a CPU, amp="bf16" and channels_last=True have an effect, and torchrun may start several processes.
     - Checkpoints are replaced in one step, and keep the settings at the end. `resume` goes on after a kill at any
       moment, in the folder that the checkpoint now lies in, with its settings and, as with ultralytics, from the
@@ -81,6 +88,7 @@ class Trainer(DetectionTrainer):
         ModuleNotFoundError: `tensorboard` is asked for, and its package is missing.
     """
 
+    for_int8 = False
     args: Any
     model: Any
     wdir: Path
@@ -113,10 +121,11 @@ class Trainer(DetectionTrainer):
                 f"{self.args.device!r}; pass device={','.join(map(str, range(WORLD_SIZE)))}, or device=cpu."
             )
         self._writer: Any = None
+        self._sparsity: Sparsity | None = None
         self._batches = 0  # of this epoch
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        with _rebound(engine, get_cfg=_get_cfg):
+        with rebound(engine, get_cfg=_get_cfg):
             super().check_resume({} if self._launched else overrides)
         if self._launched:
             vars(self.args).update(overrides)  # that process has checked them, and adapted some
@@ -170,8 +179,11 @@ class Trainer(DetectionTrainer):
     # The model
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> DetectionModel:
-        weights = _student(weights)
-        model = super().get_model(cfg, weights, verbose)
+        weights = student_of(weights)
+        if is_pruned(weights) and weights.yaml is cfg:
+            model = rebuilt(weights, self.data, remap=self.args.cls_remap)
+        else:
+            model = super().get_model(cfg, weights, verbose)
         taken = transfer(model, weights) if weights else None
         if taken and RANK in {-1, 0}:
             LOGGER.info(f"{taken}.")
@@ -185,12 +197,19 @@ class Trainer(DetectionTrainer):
         Returns:
             The checkpoint that the weights come from, or None.
         """
-        with _rebound(engine, load_checkpoint=_load_student):
+        with rebound(engine, load_checkpoint=_load_student):
             checkpoint = super().setup_model()
         if self.resume:
             if checkpoint["epoch"] < 0:
                 raise ValueError(f"resume must be a checkpoint of an unfinished run, and {self.args.model} is final.")
+            if not self.for_int8 and hasattr(student_of(checkpoint["ema"]), QUANTIZATION):
+                raise ValueError(
+                    f"resume must be a checkpoint of fastyolo train, and {self.args.model} is of a training for INT8; "
+                    "repeat the command that began it."
+                )
             init_seeds(self._seed(checkpoint), deterministic=self.args.deterministic)
+        if not self.for_int8:  # whose ranges are not those of the weights to come
+            vars(student_of(self.model)).pop(QUANTIZATION, None)
         self.model = self.model.to(self.device)
         if self.settings.freeze_backbone:
             self._freeze_backbone()
@@ -239,7 +258,7 @@ class Trainer(DetectionTrainer):
     def set_class_weights(self) -> None:
         """Give the student its criterion, here since ultralytics' class weights are part of it."""
         super().set_class_weights()
-        student = _student(unwrap_model(self.model))
+        student = student_of(unwrap_model(self.model))
         if getattr(student.model[-1], "one2one_cv2", None) is None:
             student.criterion = DetectionLoss(student, self.settings)
             return
@@ -253,20 +272,25 @@ class Trainer(DetectionTrainer):
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Optimizer:
         optimizer = super().build_optimizer(model, *args, **kwargs)
         if self.settings.head_lr != 1:
-            head = {id(p) for p in _student(unwrap_model(model)).model[-1].parameters()}
+            head = {id(p) for p in student_of(unwrap_model(model)).model[-1].parameters()}
             _scale_learning_rate(optimizer, head, self.settings.head_lr)
+        if self.settings.sparsity:
+            self._sparsity = sparsity = Sparsity(student_of(unwrap_model(model)), self.settings)
+            optimizer.register_step_pre_hook(
+                lambda *_: sparsity.add_subgradient(self.epoch / max(self.epochs - 1, 1)),
+            )
         return optimizer
 
     # The loop
 
     def train(self) -> None:
-        with _rebound(engine, generate_ddp_command=_ddp_command):
+        with rebound(engine, generate_ddp_command=_ddp_command):
             super().train()
 
     def _do_train(self) -> None:
         with ExitStack() as run:
-            run.enter_context(_rebound(engine, autocast=_autocast))
-            run.enter_context(_rebound(autobatch, autocast=_autocast))
+            run.enter_context(rebound(engine, autocast=_autocast))
+            run.enter_context(rebound(autobatch, autocast=_autocast))
             if self._cpu_processes and not distributed.is_initialized():
                 distributed.init_process_group("gloo", rank=RANK, world_size=WORLD_SIZE)
                 run.callback(distributed.destroy_process_group)
@@ -308,6 +332,10 @@ class Trainer(DetectionTrainer):
         return super().preprocess_batch(batch)
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
+        if self._sparsity:
+            small = self._sparsity.small()
+            LOGGER.info(f"Sparsity: {small:.1%} of the normalisations' factors are below {SMALL}.")
+            metrics = {**metrics, "sparsity/small": small}
         super().save_metrics(metrics)
         epoch = self.epoch + 1
         if self._writer:
@@ -338,7 +366,7 @@ class Trainer(DetectionTrainer):
 
     def final_eval(self) -> None:
         """ultralytics' own, except that last.pt becomes final only afterwards: until then, resume can repeat it."""
-        with _rebound(engine, strip_optimizer=self._strip_best):
+        with rebound(engine, strip_optimizer=self._strip_best):
             self._validate_best()
         if RANK in {-1, 0} and self.last.exists():
             _strip_optimizer(self.last)
@@ -354,7 +382,7 @@ class Trainer(DetectionTrainer):
         elif RANK == 0:
             # ultralytics' validator looks for the GPU of its process; the first process validates as if alone.
             alone = {"RANK": -1, "LOCAL_RANK": -1}
-            with _rebound(validation, **alone), _rebound(detection_validation, **alone):
+            with rebound(validation, **alone), rebound(detection_validation, **alone):
                 images, batch = self.data[self.args.split], 2 * self.batch_size
                 self.validator.dataloader = self.get_dataloader(images, batch_size=batch, rank=-1, mode="val")
                 super().final_eval()
@@ -448,7 +476,7 @@ def _ddp_command(trainer: Trainer) -> tuple[list[str], str]:
     return [*launcher, "--master_port", str(find_free_network_port()), file], file
 
 
-def _student(model: Any) -> Any:
+def student_of(model: Any) -> Any:
     return model.student_model if isinstance(model, DistillationModel) else model
 
 
@@ -478,7 +506,7 @@ def _get_cfg(cfg: Mapping[str, Any]) -> IterableSimpleNamespace:
 def _load_student(*args: Any, **kwargs: Any) -> tuple[nn.Module, dict[str, Any]]:
     """load_checkpoint(), with the student of what a distillation left, whose teacher is another's concern."""
     model, checkpoint = load_checkpoint(*args, **kwargs)
-    student = _student(model)
+    student = student_of(model)
     student.pt_path = model.pt_path
     return student, checkpoint
 
@@ -502,7 +530,7 @@ def _autocast(enabled: bool | torch.dtype, device: str = "cuda") -> Any:
 def _strip_optimizer(file: Path, updates: dict[str, Any] | None = None) -> dict[str, Any]:
     """ultralytics' strip_optimizer(), which would write over the file, and drop fastyolo's settings."""
     kept = torch_utils.DEFAULT_CFG_KEYS | NAMES
-    with _files.replacing(Path(file)) as temporary, _rebound(torch_utils, DEFAULT_CFG_KEYS=kept):
+    with _files.replacing(Path(file)) as temporary, rebound(torch_utils, DEFAULT_CFG_KEYS=kept):
         with _muted("Optimizer stripped"):  # it would name the temporary file
             stripped = strip_optimizer(file, temporary, updates)
         if not stripped:  # it has warned that this is no checkpoint
@@ -523,7 +551,7 @@ def _summary_writer() -> Any:
 
 
 @contextmanager
-def _rebound(module: ModuleType, **names: Any) -> Iterator[None]:
+def rebound(module: ModuleType, **names: Any) -> Iterator[None]:
     """Give names of a module other values for a while."""
     stock = {name: getattr(module, name) for name in names}
     vars(module).update(names)

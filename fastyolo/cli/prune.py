@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""fastyolo prune."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fastyolo._files import write_json
+from fastyolo.cli.common import Debug, Json, Weights, check_device, reporting, writable
+from fastyolo.cli.train import given_arguments
+
+
+class Importance(str, Enum):
+    gamma = "gamma"
+    l1 = "l1"
+    l2 = "l2"
+
+
+class Part(str, Enum):
+    backbone = "backbone"
+    neck = "neck"
+    head = "head"
+
+
+def prune(
+    weights: Weights = "yolov8n.pt",
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="YAML", help="Data set to train with; without one, no training.")
+    ] = None,
+    ratio: Annotated[float | None, typer.Option("--ratio", help="Share of the channels to remove, or")] = None,
+    flops: Annotated[float | None, typer.Option("--flops", help="share of the FLOPs to remove, or")] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option("--latency", metavar="MS", help="milliseconds for an image in ONNX Runtime on this machine."),
+    ] = None,
+    ranked_globally: Annotated[
+        bool,
+        typer.Option(
+            "--global/--per-layer", help="Rank the channels of the whole network, or remove a share of each layer's."
+        ),
+    ] = True,
+    importance: Annotated[
+        Importance,
+        typer.Option(
+            "--importance", help="Factors of the normalisations, or norms of the filters, better without --sparsity."
+        ),
+    ] = Importance.gamma,
+    parts: Annotated[
+        list[Part] | None,
+        typer.Option("--parts", help="Part that may lose channels; repeatable.", show_default="all"),
+    ] = None,
+    head_first: Annotated[
+        bool, typer.Option("--head-first", help="Remove all that can be from the head before anything else.")
+    ] = False,
+    multiple: Annotated[
+        int, typer.Option("--multiple", min=8, help="What channels are rounded to, a multiple of 8.")
+    ] = 16,
+    imgsz: Annotated[
+        int, typer.Option("--imgsz", min=32, help="Side of the input that FLOPs, latency and training are for.")
+    ] = 640,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Of ONNX Runtime for --latency.", show_default="all cores")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Rounds of removing and training.")] = 1,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the training after each step.")] = 30,
+    sparsity: Annotated[
+        float,
+        typer.Option("--sparsity", min=0, max=1, help="Weight of the L1 term in a training before; 0: no training."),
+    ] = 0.0,
+    sparsity_epochs: Annotated[int, typer.Option("--sparsity-epochs", min=1, help="Of that training.")] = 30,
+    distill: Annotated[
+        bool, typer.Option("--distill/--no-distill", help="Take the unpruned model for the teacher.")
+    ] = True,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=-1, help="Images per step of a training.", show_default="16")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="To train on: cpu, or 0 for a GPU; a GPU if any.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any argument of 'fastyolo train' for the trainings."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            dir_okay=False,
+            callback=writable,
+            help="Checkpoint to write.",
+            show_default="NAME-pruned.pt beside the weights",
+        ),
+    ] = None,
+    save_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-dir", metavar="DIR", file_okay=False, help="Folder of the trainings.", show_default="NAME-pruned"
+        ),
+    ] = None,
+    json: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Remove the least important channels of a detector, and train what remains.
+
+    What was interrupted goes on when the command is repeated.
+    """
+    with reporting(debug):
+        options = {name: value for name, value in (("batch", batch), ("device", device)) if value is not None}
+        training = given_arguments(options, assignments or [])
+        check_device(device)
+        from fastyolo.compress.pruning import PARTS, prune
+        from fastyolo.integrations.ultralytics import acceleration as ultralytics
+
+        if not data:
+            ultralytics.LOGGER.setLevel("WARNING")
+        console = Console(highlight=False, soft_wrap=True)
+        try:
+            report = prune(
+                weights,
+                data,
+                ratio=ratio,
+                flops=flops,
+                latency=latency,
+                ranking="global" if ranked_globally else "per-layer",
+                importance=importance.value,
+                parts=[part.value for part in parts or map(Part, PARTS)],
+                head_first=head_first,
+                multiple=multiple,
+                imgsz=imgsz,
+                threads=threads,
+                steps=steps,
+                epochs=epochs,
+                sparsity=sparsity,
+                sparsity_epochs=sparsity_epochs,
+                distill=distill,
+                training=training,
+                path=output,
+                folder=save_dir,
+                say=lambda line: console.print(line, markup=False),
+            )
+        except KeyboardInterrupt:
+            print("\nfastyolo: The run was interrupted; repeat the command to go on with it.", file=sys.stderr)
+            raise typer.Exit(130) from None
+        console.print(report)
+        console.print(report.path, markup=False)
+        if json:
+            write_json(json, report.as_dict())
