@@ -104,7 +104,7 @@ def test_plugins_include_nothing_but_kernels_and_tensorrt():
     assert not strangers
 
 
-@pytest.mark.parametrize("package", ["ultralytics", "tensorrt"])
+@pytest.mark.parametrize("package", ["modelopt", "tensorrt", "ultralytics"])
 def test_one_module_imports_each_integration(package):
     users = {path.relative_to(ROOT).as_posix() for path in python_files("fastyolo") if package in imports(path)}
     home = f"fastyolo/integrations/{package}"

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 KEY = "fastyolo"  # in ONNX's metadata_props, OpenVINO's rt_info and metadata.yaml: the document below, as JSON
 SCHEMA = 1
+QUANTIZATION_KEY = "fastyolo_quantization"  # likewise, of INT8 models; apart, so that any fastyolo reads their files
 
 Outputs = Literal["maps", "boxes", "detections"]
 
@@ -125,6 +126,34 @@ class Metadata:
                 f"{file} has metadata that cannot be read ({str(error).rstrip('.')}); export it again with "
                 f"'fastyolo export'."
             ) from error
+
+
+@dataclass(frozen=True)
+class QuantizationNote:
+    """How a model came to INT8, which nobody has to know to run it.
+
+    Attributes:
+        method: "ptq" or "qat".
+        calibrator: what chose the ranges of the maps.
+        images: that they were chosen on.
+        calibration: a hash of the float32 graph, of these images and of the settings.
+        keep_float: the layers that were left in float by request.
+        float32_bytes: of the float32 file.
+        snr: where layers were chosen by "auto:N", the ratio of signal to noise in the head's maps, in dB, with
+            everything quantised and with these layers in float.
+    """
+
+    method: str
+    calibrator: str
+    images: int
+    calibration: str
+    keep_float: tuple[str, ...]
+    float32_bytes: int
+    snr: tuple[float, float] | None = None
+
+    def properties(self) -> dict[str, str]:
+        """The entry to write into a model file."""
+        return {QUANTIZATION_KEY: json.dumps(asdict(self), sort_keys=True)}
 
 
 class _UnsuitableError(Exception):

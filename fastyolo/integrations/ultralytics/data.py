@@ -11,15 +11,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 from PIL import UnidentifiedImageError
 from ultralytics.data import build
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.data.utils import IMG_FORMATS, check_image, verify_image_label
+from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, check_image, verify_image_label
 
-__all__ = ["CheckedDataset", "build_dataset", "reading"]
+__all__ = ["CheckedDataset", "build_dataset", "reading", "training_images"]
 
 # ultralytics takes coordinates that are so far beyond the image's border.
 TOLERANCE = 0.01
@@ -43,6 +43,20 @@ def reading(data: str | Path | None) -> Iterator[None]:
 def _clause(error: BaseException) -> str:
     lines = [re.sub("[❌✅⚠\ufe0f]", "", line).strip(" .") for line in str(error).splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith(("Note dataset download", "See https")))
+
+
+def training_images(data: str | Path) -> list[str]:
+    """The image files of a data set's training split.
+
+    Raises:
+        ValueError: the description of the data set is missing or not as ultralytics expects it, or has no such images.
+    """
+    try:
+        split = check_det_dataset(str(data), autodownload=False)["train"]
+        reader = SimpleNamespace(prefix="", fraction=1.0)
+        return list(YOLODataset.get_img_files(reader, split))
+    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"The data set {str(data)!r} cannot be used: {_clause(error)}.") from error
 
 
 class CheckedDataset(YOLODataset):

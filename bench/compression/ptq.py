@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What INT8 by calibration alone costs and brings: accuracy, size and latency, with each calibrator.
+
+python bench/compression/ptq.py --weights yolov8n.pt --data coco128-val/data.yaml --work runs/ptq
+
+The validation images are split in two halves. A model that is calibrated on one is measured on the other, so that no
+image serves for both, and the results of the two are averaged. float32 is measured on the same halves. "naive" is what
+onnxruntime.quantization.quantize_static makes with every operator quantised, by its min-max ranges. All run in ONNX
+Runtime on the CPU; latency is measured in it and in OpenVINO, one image to a run, in turns. What is in --work is kept,
+so the command can be repeated until all is there. Needs openvino.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import torch
+import yaml
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from ultralytics.data.utils import check_det_dataset, img2label_paths
+
+from fastyolo._files import replacing, write_json
+from fastyolo.bench.environment import environment, installed_version
+from fastyolo.bench.timing import CpuContender, interleave
+from fastyolo.compress.quantization import CALIBRATORS, ptq, qdq, quantize
+from fastyolo.export import export
+from fastyolo.integrations.ultralytics.accuracy import evaluate
+from fastyolo.integrations.ultralytics.export import LOGGER, YOLO
+from fastyolo.runtime.letterbox import Letterbox
+from fastyolo.runtime.sources import read_image
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+MIN_ROUNDS = 20
+HALVES = (0, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, metavar="FILE", type=Path, help="checkpoint")
+    parser.add_argument("--data", required=True, metavar="YAML", type=Path, help="data set whose val images are split")
+    parser.add_argument("--work", required=True, metavar="DIR", type=Path, help="where the halves and the files go")
+    parser.add_argument("--imgsz", type=int, default=640)
+    parser.add_argument("--seconds", type=float, default=60, help="of measurement")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="default: bench/results/ptq-WEIGHTS-DATE.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    LOGGER.setLevel("WARNING")
+    halves = split(arguments.data, arguments.work.resolve())
+    files = {name: [make(name, half, arguments) for half in HALVES] for name in ("float32", *CALIBRATORS, "naive")}
+    facts = environment()
+    times = latencies({name: pair[0] for name, pair in files.items()}, arguments.imgsz, arguments.seconds)
+    report: dict[str, Any] = {
+        "schema": 1,
+        "kind": "ptq",
+        "device": "cpu",
+        "threads": len(os.sched_getaffinity(0)),
+        "data": arguments.data.resolve().parent.name,
+        "weights": arguments.weights.name,
+        "imgsz": arguments.imgsz,
+        "images": [len(list((half.parent / "images").iterdir())) for half in halves],
+        "percentile": ptq.PERCENTILE,
+        "runtimes": {package: installed_version(package) for package in ("onnxruntime", "openvino")},
+        "environment": facts,
+        "variants": {},
+    }
+    for name, pair in files.items():
+        report["variants"][name] = found = assess(name, pair, halves, times, arguments)
+        reference = report["variants"]["float32"]
+        for metric in ("mAP50", "mAP50-95"):
+            found[f"{metric}_change"] = round(found[metric] - reference[metric], 4)
+        found["share_of_float32"] = round(found["bytes"] / reference["bytes"], 4)
+        print(name, found, flush=True)
+    write_json(arguments.json or RESULTS / f"ptq-{arguments.weights.stem}-{facts['date'][:10]}.json", report)
+
+
+def split(data: Path, work: Path) -> list[Path]:
+    """YAML files of the two halves, in copies, since ultralytics writes a file beside the labels."""
+    found = check_det_dataset(str(data), autodownload=False)
+    images = sorted(path for path in Path(found["val"]).rglob("*") if path.suffix.lower() in (".jpg", ".png"))
+    made = []
+    for half in HALVES:
+        folder = work / f"half{half}"
+        for kind in ("images", "labels"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        for image in images[half::2]:
+            (label,) = map(Path, img2label_paths([str(image)]))
+            shutil.copyfile(image, folder / "images" / image.name)
+            if label.exists():
+                shutil.copyfile(label, folder / "labels" / label.name)
+        made.append(folder / "data.yaml")
+        document = {"path": str(folder), "train": "images", "val": "images", "names": found["names"]}
+        made[-1].write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return made
+
+
+def make(name: str, half: int, arguments: argparse.Namespace) -> Path:
+    """The file of a variant, calibrated on a half."""
+    work = arguments.work.resolve()
+    float32 = work / "float32.onnx"
+    if not float32.exists():
+        export(arguments.weights, outputs="boxes", imgsz=arguments.imgsz, path=float32)
+    path = float32 if name == "float32" else work / f"{name}{half}.onnx"
+    if not path.exists():
+        images = work / f"half{half}" / "images"
+        if name == "naive":
+            write_naive(float32, images, path)
+        else:
+            quantize(float32, images, calibrator=name, path=path, cache=work / "calibration")
+    return path
+
+
+def write_naive(float32: Path, images: Path, target: Path) -> None:
+    source = ptq.read(float32, float32.name)
+    letterbox = Letterbox(source.metadata.preprocessing)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._inputs = self._read()
+
+        def _read(self) -> Iterator[dict[str, Any]]:
+            for path in sorted(images.iterdir()):
+                yield {"images": letterbox([read_image(path)], source.imgsz, None, 1)[0]}
+
+        def get_next(self) -> Any:
+            return next(self._inputs, None)
+
+    with replacing(target) as temporary, contextlib.redirect_stdout(io.StringIO()):
+        quantize_static(
+            float32,
+            temporary,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+        )
+
+
+def assess(
+    name: str, files: list[Path], halves: list[Path], times: dict[str, float], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Of a variant, whose file i was calibrated on half i."""
+    accuracies = [accuracy(files[half], halves[1 - half], arguments) for half in HALVES]
+    counts = qdq.count(onnx.load(files[0]))
+    mean = {metric: float(np.mean([each[metric] for each in accuracies])) for metric in ("mAP50", "mAP50-95")}
+    return {
+        **mean,
+        "halves": accuracies,
+        "bytes": files[0].stat().st_size,
+        "int8_convolutions": counts.convolutions[0],
+        "pairs": counts.pairs,
+        "edges": counts.edges,
+        "reformat_free_edges": counts.reformat_free,
+        "milliseconds": {runtime: times[f"{runtime} {name}"] for runtime in RUNTIMES},
+        "speed_up": {
+            runtime: round(times[f"{runtime} float32"] / times[f"{runtime} {name}"], 3) for runtime in RUNTIMES
+        },
+    }
+
+
+def accuracy(file: Path, data: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Measured once for each file and half."""
+    kept = file.with_name(f"{file.stem}-on-{data.parent.name}.json")
+    if not kept.exists():
+        found = evaluate(YOLO(file, task="detect"), str(data), arguments.imgsz, device="cpu")
+        write_json(kept, {"mAP50": found.map50, "mAP50-95": found.map50_95})
+    result: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+    return result
+
+
+def latencies(files: dict[str, Path], imgsz: int, seconds: float) -> dict[str, float]:
+    """Median milliseconds of a run."""
+    image = np.random.default_rng(0).random((1, 3, imgsz, imgsz), np.float32)
+    contenders = {
+        f"{runtime} {name}": CpuContender([load(file, image)])
+        for runtime, load in RUNTIMES.items()
+        for name, file in files.items()
+    }
+    timings = interleave(contenders, seconds=seconds, min_rounds=MIN_ROUNDS)
+    return {name: round(timing.median_us / 1e3, 3) for name, timing in timings.items()}
+
+
+def in_onnxruntime(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow down the other contenders
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return partial(session.run, None, {"images": image})
+
+
+def in_openvino(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
+    # What is not int8 in float32: OpenVINO takes bfloat16 by itself on a processor that is fast in it.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
+    return partial(openvino.Core().compile_model(file, "CPU", settings), image)
+
+
+RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
+
+
+if __name__ == "__main__":
+    main()
