@@ -30,7 +30,10 @@ $(BUILT): $(REQUIREMENTS) $(SOURCES)
 demo: $(BUILT)
 	$(BIN)/fastyolo predict --save-dir runs/demo $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
-# Two runs side by side: each leaves a core idle most of the time.
+# Two runs side by side: each leaves a core idle most of the time. Threads that wait for others must not spin then, or
+# they keep those from running.
+test: export OMP_WAIT_POLICY := passive
+test: export GOMP_SPINCOUNT := 0
 test: $(BUILT)
 	@mkdir -p build
 	@$(BIN)/python -m pytest $(CUDA_TESTS) > build/cuda-tests.log 2>&1 & cuda=$$!; \

@@ -161,7 +161,7 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int:
         call()
         return torch.cuda.max_memory_allocated() - before
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with _silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with silent_profiler(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         call()
     held = peak = 0
     for event in profile.profiler.kineto_results.events():
@@ -172,8 +172,8 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int:
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Without what the profiler's library logs of its own start and stop, at no level that can be turned off."""
+def silent_profiler() -> Iterator[None]:
+    """Without what torch's profiler logs on stderr of its own start and stop, at no level that can be turned off."""
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:

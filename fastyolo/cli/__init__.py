@@ -12,6 +12,9 @@ from fastyolo.cli.common import OneSentence
 from fastyolo.cli.export import export
 from fastyolo.cli.info import info
 from fastyolo.cli.predict import predict
+from fastyolo.cli.profile import profile
+from fastyolo.cli.prune import prune
+from fastyolo.cli.quantize import quantize
 from fastyolo.cli.train import train
 from fastyolo.cli.val import val
 from fastyolo.cli.verify import verify
@@ -32,11 +35,18 @@ app.command(epilog="Example: fastyolo val --weights best.pt --data coco.yaml --n
 app.command(epilog="Example: fastyolo train --data pcb.yaml --teacher best.pt --epochs 300 --set kd_ramp_epochs=5")(
     train
 )
+app.command(epilog="Example: fastyolo prune --weights best.pt --data pcb.yaml --flops 0.5 --epochs 60")(prune)
+app.command(epilog="Example: fastyolo quantize --weights best.pt --data pcb.yaml --outputs boxes --keep-float auto:2")(
+    quantize
+)
 app.command(epilog="Example: fastyolo export --weights best.pt --format onnx --outputs detections --dynamic")(export)
 app.command(epilog="Example: fastyolo verify --weights best.pt --model best.onnx --source images/ --json parity.json")(
     verify
 )
 app.command(epilog="Example: fastyolo info yolov8s-fast.yaml --json info.json")(info)
+app.command(epilog="Example: fastyolo profile training --weights yolov8s-fast.yaml --data pcb.yaml --trace trace.json")(
+    profile
+)
 app.add_typer(bench_app, name="bench")
 
 main: Callable[[], None] = app

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a machine can do at most: the two limits of the roofline model (https://doi.org/10.1145/1498765.1498785)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastyolo.bench.timing import Contender, CpuContender, CudaContender, take_turns
+
+_SIDE = 1024  # of the matrices, beyond which processors get no faster
+_BYTES = 1 << 28  # of the copy, more than any cache holds
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Measured limits.
+
+    Attributes:
+        flops: floating-point operations per second of a product of float32 matrices, as torch computes it here.
+        bytes: per second, read and written, of a copy.
+    """
+
+    flops: float
+    bytes: float
+
+    def seconds(self, flops: float, num_bytes: float) -> tuple[float, float]:
+        """The least time that the operations take, and that the traffic takes."""
+        return flops / self.flops, num_bytes / self.bytes
+
+
+def measure(device: torch.device) -> Roofline:
+    """Measure in under a second, with the threads and the float32 precision that torch is set to."""
+    a, b = torch.rand(2, _SIDE, _SIDE, device=device)
+    source = torch.ones(_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    product, copy = lambda: a @ b, lambda: target.copy_(source)
+    contenders = {"product": _contender(product, device), "copy": _contender(copy, device)}
+    best = {name: min(samples) for name, samples in take_turns(contenders, seconds=0.3, min_rounds=5).items()}
+    return Roofline(2 * _SIDE**3 / best["product"], 2 * _BYTES / best["copy"])
+
+
+def _contender(call: Callable[[], Any], device: torch.device) -> Contender:
+    return CudaContender([call], capturable=True) if device.type == "cuda" else CpuContender([call])
