@@ -239,6 +239,107 @@ def render_study(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_ptq(report: dict[str, Any]) -> str:
+    """A line for each way of choosing the ranges, and for a graph that is quantised everywhere."""
+    halves = " and ".join(map(str, report["images"]))
+    head = (
+        f"{_machine(report)}; {_runtimes(report)}; {report['weights']} at {report['imgsz']} pixels on "
+        f"{report['data']}: calibrated on one half ({halves} images), measured on the other, both ways averaged. "
+        "naive: everything is quantised, boxes and scores too, which then have one scale."
+    )
+    return _quantised(head, report)
+
+
+def render_qat(report: dict[str, Any]) -> str:
+    """Float32, calibrated, trained."""
+    training = report["training"]
+    head = (
+        f"{_machine(report)}; {_runtimes(report)}; {report['model']} at {report['imgsz']} pixels on {report['data']}; "
+        f"QAT of {training['epochs']} epochs at a learning rate of {training['lr0']:g}."
+    )
+    return _quantised(head, report)
+
+
+def _quantised(head: str, report: dict[str, Any]) -> str:
+    """A line for each variant, with the changes against float32."""
+    runtimes = list(report["variants"]["float32"]["speed_up"])
+    lines = [
+        head,
+        "",
+        f"| | mAP50 | mAP50-95 | of the size | {' | '.join(f'times as fast in {name}' for name in runtimes)} |",
+        f"|---|{'--:|' * (3 + len(runtimes))}",
+    ]
+    reference = report["variants"]["float32"]
+    for name, found in report["variants"].items():
+        cells = [f"{found[metric]:.4f} ({found[metric] - reference[metric]:+.4f})" for metric in ("mAP50", "mAP50-95")]
+        cells.append(f"{found['share_of_float32']:.1%}")
+        cells += [f"{found['speed_up'][runtime]:.2f}" for runtime in runtimes]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def render_sensitivity(report: dict[str, Any]) -> str:
+    """A line for each number of parts that are kept in float."""
+    lines = [
+        f"{_machine(report)}; {_runtimes(report)}; {report['weights']} at {report['imgsz']} pixels on "
+        f"{report['data']}, calibrator {report['calibrator']}: parts ranked on one half of the images, mAP measured on "
+        "the other, both ways averaged; changes are against float32.",
+        "",
+        "| `--keep-float` | parts | signal to noise, dB | MB | mAP50 | mAP50-95 |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    whole = [half["int8"]["snr"] for half in report["halves"]]
+    for row in report["kept"]:
+        names = "; ".join(dict.fromkeys(", ".join(names) for names in row["names"])) or "-"
+        levels = [after for _, after in row["snr"]] if row["count"] else whole
+        cells = (
+            f"auto:{row['count']}" if row["count"] else "nothing",
+            names,
+            ", ".join(f"{level:.1f}" for level in levels),
+            f"{row['bytes'] / 1e6:.2f}",
+            *(f"{row[metric]:.4f} ({row[f'{metric}_change']:+.4f})" for metric in ("mAP50", "mAP50-95")),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def render_pruning(report: dict[str, Any]) -> str:
+    """A line for each model and share of its FLOPs."""
+    choice = f"{report['choice']['importance']}, {report['choice']['ranking']}"
+    trained = ""
+    if "data" in report:
+        trained = f"; accuracy on {report['data']} before and after {report['recipe']['epochs']} epochs of training"
+    lines = [
+        f"{_machine(report)}; onnxruntime {report['onnxruntime']}; one image of {report['imgsz']} x {report['imgsz']} "
+        f"pixels; channels chosen by {choice}{trained}.",
+        "",
+        "| | FLOPs removed | parameters | ms in onnxruntime | latency fall to FLOPs | mAP50 | mAP50-95 |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, rows in report["models"].items():
+        for row in rows:
+            before, after, latency = row["before"], row["after"], row["latency"]
+            stages = row.get("accuracy")
+            cells = (
+                f"{1 - after['flops'] / before['flops']:.1%}",
+                f"{after['parameters'] / 1e6:.2f} of {before['parameters'] / 1e6:.2f} M",
+                f"{latency['pruned_ms']:.1f} of {latency['unpruned_ms']:.1f}",
+                f"{latency['fall_per_flops']:.2f}",
+                *(
+                    " → ".join(f"{stages[stage][metric]:.3f}" for stage in ("unpruned", "pruned", "trained"))
+                    if stages
+                    else "-"
+                    for metric in ("mAP50", "mAP50-95")
+                ),
+            )
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _runtimes(report: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in report["runtimes"].items())
+
+
 def _mean_and_range(values: list[float | None]) -> str:
     values = [value for value in values if value is not None]
     if not values:
@@ -267,6 +368,10 @@ KINDS = {
     "accuracy": ("Agreement with ultralytics", render_accuracy),
     "study": ("Accuracy of the light model", render_study),
     "models": ("Cost of the light model", render_models),
+    "pruning-study": ("Pruning", render_pruning),
+    "ptq": ("INT8 after training (PTQ)", render_ptq),
+    "qat": ("Training for INT8 (QAT)", render_qat),
+    "sensitivity-study": ("Parts in float", render_sensitivity),
     "model": ("Input sizes", render_model),
     "runtime": ("Runtime without torch", render_runtime),
     "ops": ("Operators", render_ops),

@@ -63,6 +63,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "schema": 1,
         "kind": "pruning-study",
+        "device": "cpu",
         "threads": torch.get_num_threads(),
         "imgsz": arguments.imgsz,
         "choice": CHOICE,
@@ -92,7 +93,8 @@ def assess(name: str, weights: Path, share: float, arguments: argparse.Namespace
     LOGGER.setLevel("INFO")
     report = prune(weights, **settings, say=print)
     LOGGER.setLevel("WARNING")
-    row: dict[str, Any] = {"share": share, **report.as_dict()}
+    row: dict[str, Any] = {"share": share, **report.as_dict(), "weights": Path(weights).name}
+    del row["path"]
     if not arguments.latency_only:
         stages = {"unpruned": weights, "pruned": folder / "runs" / "step-1" / "pruned.pt", "trained": report.path}
         row["accuracy"] = {stage: accuracy(file, arguments) for stage, file in stages.items()}
