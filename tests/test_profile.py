@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -131,24 +132,24 @@ def test_slow_reading_is_data(images, monkeypatch):
     assert any("another thread" in change.what for change in found.changes)
 
 
-def test_python_nms_of_every_candidate_is_post_processing(images):
-    model = YOLO("yolov8n-fast.yaml")
-    for branch in model.model.model[-1].cv3:
-        branch[-1].bias.data.fill_(-4.0)  # scores of 0.018, so that each anchor is a candidate
-    found = profile.inference(model, images[:1], imgsz=640, rounds=3, device="cpu", conf=0.001, iou=0.999)
-    by_name = stages(found)
-    assert by_name["NMS"].share > 0.2
-    assert found.bound == "post-processing" or by_name["NMS"].seconds < sum(
-        stage.seconds for stage in found.stages if stage.group == "network"
-    )
-    assert any(change.what.startswith(("call fastyolo.accelerate", "raise conf")) for change in found.changes)
+def test_python_nms_of_every_candidate_is_post_processing(images, tmp_path):
+    thin = {"nc": 1, "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]]]}
+    YAML.save(tmp_path / "thin.yaml", {**thin, "head": [[[1], 1, "Detect", ["nc"]]]})
+    model = YOLO(tmp_path / "thin.yaml")
+    model.model.model[-1].cv3[0][-1].bias.data.fill_(-4.0)  # scores of 0.018, so that each anchor is a candidate
+    found = profile.inference(model, images[:1], imgsz=128, rounds=3, device="cpu", conf=0.001, iou=0.999, max_det=10)
+    assert found.bound == "post-processing"
+    assert [change.what.split("(")[0] for change in found.changes] == [
+        "call fastyolo.accelerate",
+        "raise conf from 0.001 to what the application needs, such as 0.25",
+    ]
 
 
 def measured(subject: str, seconds: dict[str, float], layers: list[Layer], **facts: Any) -> Measured:
     return Measured([seconds] * 3, layers, CPU, facts)
 
 
-INFERENCE = {"accelerated": True, "conf": 0.25, "half": False, "imgsz": 640, "pixels": 640.0**2}
+INFERENCE = {"accelerated": True, "conf": 0.05, "half": False, "imgsz": 640, "pixels": 640.0**2}
 SECONDS = {OTHER: 0.01, "read": 0.02, "letterbox": 0.01, "to tensor": 0.01, "decode and NMS": 0.01, "draw": 0.01}
 
 
@@ -157,18 +158,19 @@ def layer(flops: float, activation_bytes: float) -> Layer:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "layers", "bound"),
+    ("seconds", "layers", "bound", "change"),
     [
-        ({"0 Conv": 1.0}, [layer(1e11, 1e6)], "compute"),
-        ({"0 Conv": 1.0}, [layer(1e6, 1e9)], "memory"),
-        ({"0 Conv": 1.0}, [layer(1e6, 1e3)], "launch overhead"),
-        ({"0 Conv": 0.1, "read": 1.0}, [layer(1e10, 1e6)], "data"),
-        ({"0 Conv": 0.1, "decode and NMS": 1.0}, [layer(1e10, 1e6)], "post-processing"),
-        ({"0 Conv": 0.1, "draw": 1.0}, [layer(1e10, 1e6)], "drawing"),
-        ({"0 Conv": 0.1, OTHER: 1.0}, [layer(1e10, 1e6)], "CPU"),
+        ({"0 Conv": 1.0}, [layer(1e11, 1e6)], "compute", "train yolov8n-fast"),
+        ({"0 Conv": 1.0}, [layer(1e6, 1e9)], "memory", "train yolov8n-fast"),
+        ({"0 Conv": 1.0}, [layer(1e6, 1e3)], "launch overhead", "export the model"),
+        ({"0 Conv": 0.5, "read": 0.6}, [layer(1e10, 1e6)], "data", "read images in another thread"),
+        ({"0 Conv": 0.1, "decode and NMS": 1.0}, [layer(1e10, 1e6)], "post-processing", "raise conf"),
+        ({"0 Conv": 0.1, "draw": 1.0}, [layer(1e10, 1e6)], "drawing", "draw and save only"),
+        ({"0 Conv": 0.1, OTHER: 1.0}, [layer(1e10, 1e6)], "CPU", "train yolov8n-fast"),
     ],
 )
-def test_verdicts_of_inference(monkeypatch, seconds, layers, bound):
+def test_verdicts_of_inference(monkeypatch, seconds, layers, bound, change):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(profile, "measure", lambda device: profile.Roofline(flops=2e11, bytes=1e10))
     run = measured("inference", {**SECONDS, **seconds}, layers, **INFERENCE)
     monkeypatch.setattr(profiling, "inference", lambda *_, **__: run)
@@ -176,8 +178,9 @@ def test_verdicts_of_inference(monkeypatch, seconds, layers, bound):
     found = profile.inference(YOLO("yolov8n.yaml"), [])
     assert found.bound == bound
     assert found.because.endswith(".")
-    assert len(found.changes) == 2
-    assert found.changes[0].saves >= found.changes[1].saves >= 0.02
+    assert all(0.02 <= change.saves <= 1 for change in found.changes)
+    assert sorted(found.changes, key=lambda change: -change.saves) == list(found.changes)
+    assert found.changes[0].what.startswith(change)
 
 
 def test_a_gpu_that_waits_is_launch_overhead(monkeypatch):
@@ -190,7 +193,57 @@ def test_a_gpu_that_waits_is_launch_overhead(monkeypatch):
         )
         found = profile.inference(YOLO("yolov8n.yaml"), [])
         assert found.bound == bound
-    assert "30%" not in found.because
+
+
+def event(kind: str, name: str, start: float, end: float, *, annotation: bool = False) -> Any:
+    span, device = SimpleNamespace(start=start, end=end), SimpleNamespace(name=kind)
+    return SimpleNamespace(name=name, time_range=span, device_type=device, is_user_annotation=annotation)
+
+
+def test_kernels_count_to_the_innermost_stage_that_asked_for_them():
+    events = [
+        event("CPU", "0 Conv", 0, 100),
+        event("CPU", "decode", 40, 60),
+        event("CPU", "aten::conv2d", 1, 5),
+        event("CPU", "NMS", 200, 300),
+        event("CUDA", "0 Conv", 10, 90, annotation=True),  # as the profiler repeats it
+        event("CUDA", "gemm", 10, 30),
+        event("CUDA", "softmax", 45, 50),
+        event("CUDA", "gemm", 70, 80),
+        event("CUDA", "sort", 210, 250),
+        event("CUDA", "copy", 400, 500),  # in no stage
+    ]
+    found = profiling.kernel_seconds(events, {"0 Conv", "decode", "NMS"})
+    assert {name: seconds * 1e6 for name, seconds in found.items()} == pytest.approx(
+        {"0 Conv": 30, "decode": 5, "NMS": 40}
+    )
+
+
+TRAINING = {"amp": False, "batch": 16, "cache": True, "frozen": False, "imgsz": 640, "nbs": 64, "teacher": True}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "facts", "busy", "changes"),
+    [
+        ({"data": 2.0}, {}, None, {"raise workers": 1 / 2, "train with amp": 1 / 4}),
+        # Half of the forward pass is the backbone's, so half of the backward pass counts as its own.
+        ({"backward": 6.0}, {"amp": True}, None, {"train at imgsz 480": 7 / 16, "freeze the backbone": 3 / 8}),
+        ({"teacher": 8.0}, {}, None, {"take a smaller teacher": 4 / 5, "train with amp": 1 / 2}),
+        ({"optimiser": 6.0}, {}, None, {"double nbs": 3 / 8, "train with amp": 1 / 8}),
+        ({"backward": 2.0}, {}, 0.2, {"raise batch from 16": 4 / 5, "freeze the backbone": 1 / 4}),
+    ],
+)
+def test_changes_of_training(monkeypatch, seconds, facts, busy, changes):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(profile, "measure", lambda device: profile.Roofline(flops=2e11, bytes=1e10))
+    each = {OTHER: 0.0, "data": 0.0, "0 Conv": 1.0, "1 Conv": 1.0, **seconds}
+    layers = [Layer(f"{i} Conv", "Conv", part, 10**10, 10**6, 0) for i, part in enumerate(("backbone", "neck"))]
+    run = Measured([each] * 3, layers, CPU, {**TRAINING, "workers": 1, **facts}, busy)
+    monkeypatch.setattr(profiling, "training", lambda *_, **__: run)
+    found = profile.training({})
+    for change, (what, saves) in zip(found.changes, changes.items(), strict=True):
+        assert change.what.startswith(what)
+        assert change.saves == pytest.approx(saves)
 
 
 def test_lighter_models_are_proposed_for_yolov8_alone():
@@ -218,11 +271,12 @@ def test_training_with_a_teacher_that_waits_for_data(training, tmp_path, monkeyp
     teacher.model = DetectionModel("yolov8n.yaml", nc=1, verbose=False)
     teacher.model.names = {0: "thing"}
     teacher.save(tmp_path / "teacher.pt")
-    monkeypatch.setattr(YOLODataset, "__getitem__", slowed(YOLODataset.__getitem__, 0.3))
+    monkeypatch.setattr(YOLODataset, "__getitem__", slowed(YOLODataset.__getitem__, 0.2))
+    monkeypatch.setattr(profiling, "WARMUP", 1)
     trace = tmp_path / "trace.json"
     found = profile.training({**training, "distill_model": str(tmp_path / "teacher.pt")}, rounds=2, trace=trace)
     assert found.bound == "data"
-    assert stages(found)["data"].seconds >= 0.6
+    assert stages(found)["data"].seconds >= 0.4
     assert stages(found)["teacher"].seconds > 0
     assert found.changes[0].why.startswith("batches are waited for")
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
@@ -237,7 +291,20 @@ def test_head_alone(tmp_path):
     assert set(stages(found)) == branches | {"concatenate", "decode", OTHER}
     assert "_inference" not in vars(model.model.model[-1])
     assert "classes of P3" in trace.read_text()
-    assert found.changes[0].what.startswith("take LightDetect")
+    assert [change.what.split(" (")[0] for change in found.changes][:1] == ["remove channels from the head"]
+    assert not any("LightDetect" in change.what for change in found.changes)  # which it has
+
+
+def test_a_lighter_head_is_proposed_with_its_share(monkeypatch):
+    monkeypatch.setattr(profile, "measure", lambda device: profile.Roofline(flops=2e11, bytes=1e10))
+    lighter = profiling.lighter_share(YOLO("yolov8n.yaml").model, 64, "head")
+    assert 0 < lighter[1] < 0.5
+    run = Measured([{"boxes of P3": 0.5, "classes of P3": 0.3, "decode": 0.2}], [], CPU, {"lighter": lighter})
+    monkeypatch.setattr(profiling, "head", lambda *_, **__: run)
+    pruned, replaced = profile.head(YOLO("yolov8n.yaml")).changes
+    assert pruned.saves == pytest.approx(0.8)
+    assert replaced.what == "take the head of yolov8n-fast, LightDetect"
+    assert replaced.saves == pytest.approx(0.8 * (1 - lighter[1]))
 
 
 def test_command(images, tmp_path):

@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import pickletools
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -313,6 +315,7 @@ def pruned(
     assert report.after.flops / report.before.flops == pytest.approx(0.6, abs=0.03)
     assert [step["flops"] / report.before.flops for step in report.steps] == pytest.approx([0.8, 0.6], abs=0.03)
     assert all("mAP50" in step for step in report.steps)
+    assert report.after.channels == prune(path, ratio=0.1, imgsz=64, multiple=8, path=runs / "x.pt").before.channels
     return path, runs
 
 
@@ -490,13 +493,77 @@ def test_a_folder_of_something_else_is_refused(trained, training, tmp_path):
         prune(trained, training()["data"], ratio=0.3, imgsz=64, multiple=8, path=tmp_path / "x.pt", folder=tmp_path)
 
 
-def test_arguments_can_be_corrected_before_anything_is_trained(trained, tmp_path):
+def test_arguments_can_be_corrected_before_anything_is_trained(trained, training, tmp_path, monkeypatch):
+    def fail(self: Trainer) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Trainer, "train", fail)
     sizes: list[int] = []
     for ratio in (0.2, 0.4):
-        with pytest.raises(ValueError, match=r"'nothing\.yaml' does not exist"):
-            prune(trained, "nothing.yaml", ratio=ratio, imgsz=64, multiple=8, path=tmp_path / "x.pt")
+        with pytest.raises(MemoryError):
+            prune(trained, training()["data"], ratio=ratio, imgsz=64, multiple=8, path=tmp_path / "x.pt")
         sizes.append((tmp_path / "x" / "step-1" / "pruned.pt").stat().st_size)
     assert sizes[1] < sizes[0]
+
+
+def test_what_trainings_would_refuse_is_refused_at_once(trained, training, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastyolo.compress.pruning.run._Aim", None)  # which is where work begins
+    data, others = training()["data"], str(write_shapes(tmp_path / "two", train=1, val=1, names=("blue", "red")))
+    for where, changes, message in (
+        (others, {}, r"got 2 with no 'green'.*--no-distill"),
+        ("nothing.yaml", {}, r"'nothing\.yaml' does not exist"),
+        (data, {"training": {"epochs": 3, "model": "x.pt"}}, "must not hold epochs, model"),
+        (data, {"training": {"mosaik": 0}}, "the nearest is 'mosaic'"),
+        (data, {"training": {"sparsity_head": -1}}, "sparsity_head must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prune(trained, where, ratio=0.3, imgsz=64, path=tmp_path / "x.pt", **changes)
+    integration.check_teaches(YOLO(trained), data)
+    for changes in ({"distill": False}, {"training": {"distill_model": "other.pt"}}):
+        with pytest.raises(TypeError):  # it is past the checks
+            prune(trained, others, ratio=0.3, imgsz=64, path=tmp_path / "x.pt", **changes)
+
+
+def test_ranking_follows_from_the_training(pruned, checkpoint, tmp_path):
+    """Factors that were never pressed towards 0 say little: ranked by them, networks lose far more accuracy."""
+    common = {"ratio": 0.1, "imgsz": SIZE, "multiple": 8, "path": tmp_path / "x.pt"}
+    sparse = pruned[1] / "sparsity" / "weights" / "last.pt"
+    for weights, expected in ((checkpoint, ("l1", "per-layer", False)), (sparse, ("gamma", "global", True))):
+        report = prune(weights, **common)
+        assert (report.importance, report.ranking, report.sparse) == expected
+    report = prune(sparse, **common, ranking="per-layer", importance="l2")
+    assert (report.importance, report.ranking, report.sparse) == ("l2", "per-layer", True)
+    state = json.loads((pruned[1] / "prune.json").read_text())
+    assert (state["importance"], state["ranking"]) == ("gamma", "global")
+
+
+def test_checkpoints_without_a_module_of_fastyolos_import_it(tmp_path):
+    """So that ultralytics' own trainer, which knows nothing of pruning, meets the refusal to build them anew."""
+    file = tmp_path / "v5.pt"
+    model_of(detector("yolov5n", width=0.25)).save(file)
+    assert "fastyolo" not in packages(file)
+    assert "fastyolo" in packages(Path(prune(file, ratio=0.2, imgsz=SIZE, multiple=8).path))
+
+
+def packages(checkpoint: Path) -> set[str]:
+    """What unpickling a checkpoint imports."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        content = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    names = [str(argument) for code, argument, _ in pickletools.genops(content) if code.name == "GLOBAL"]
+    return {name.split(".")[0] for name in names}
+
+
+def test_layers_that_tie_channels_to_others_keep_them(tmp_path):
+    """A Ghost convolution puts out maps beside others that are made of them, channel by channel."""
+    model = model_of(detector("yolov8-ghost", width=0.25))
+    network = integration.prunable(model)
+    channels, trace = found_in(network)
+    for coupling in channels.couplings:
+        for member in coupling.members:
+            assert len(set(np.bincount(member.roots, minlength=coupling.channels))) == 1
+    with integration.traceable(network):
+        finding.remove(network, channels.couplings, halved(channels), trace.shuffled)
+    assert cost(network, SIZE)["flops"] < 0.9 * cost(model.model, SIZE)["flops"]
 
 
 def test_the_command(checkpoint, tmp_path):

@@ -31,6 +31,7 @@ from shapes import NAMES, write_shapes
 from torch import Tensor, nn
 from typer.testing import CliRunner
 from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils.torch_utils import init_seeds
 
@@ -39,6 +40,7 @@ from fastyolo.compress.quantization import qat, qdq, quantize
 from fastyolo.export import export
 from fastyolo.integrations import modelopt
 from fastyolo.integrations.ultralytics import quantization as training
+from fastyolo.integrations.ultralytics import runs
 from fastyolo.integrations.ultralytics.quantization import QuantizationTrainer
 from fastyolo.nn import DWSPPF
 from fastyolo.train import Trainer
@@ -64,6 +66,7 @@ NETWORK = {
     ],
 }
 SIZE = 64
+METRICS = ("precision", "recall", "mAP50", "mAP50-95")
 RUN = {"epochs": 2, "batch": 4, "nbs": 4, "device": "cpu", "plots": False, "verbose": False}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -371,6 +374,44 @@ def test_killed_run_goes_on(folder, places, tmp_path, monkeypatch):
     before = best.read_bytes()
     assert train() == best
     assert best.read_bytes() == before
+
+
+@pytest.mark.parametrize(("second", "gained"), [(0.3, False), (0.6, True)])
+def test_best_is_the_start_until_an_epoch_is_better(folder, places, tmp_path, monkeypatch, second, gained):
+    """Over a kill, too."""
+    fitness = iter([0.5, 0.4, second])
+
+    class Scripted(DetectionValidator):
+        def __call__(self, trainer: Any = None, model: Any = None) -> dict[str, float]:
+            value = next(fitness)
+            return {**{f"metrics/{name}(B)": value for name in METRICS}, "fitness": value}
+
+    def scripted(trainer: QuantizationTrainer) -> DetectionValidator:
+        validator = get_validator(trainer)
+        validator.__class__ = Scripted
+        return validator
+
+    def train() -> Path:
+        given = {**RUN, "imgsz": SIZE}
+        return training.train(YOLO(folder / "float.pt"), folder / "shapes.yaml", places, tmp_path / "run", given)
+
+    def interrupt(trainer: QuantizationTrainer) -> None:
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
+        train_epoch(trainer)
+
+    get_validator, train_epoch = QuantizationTrainer.get_validator, QuantizationTrainer._model_train
+    monkeypatch.setattr(QuantizationTrainer, "get_validator", scripted)
+    with monkeypatch.context() as patch:
+        patch.setattr(QuantizationTrainer, "_model_train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    best = train()
+    weights = [YOLO(file).model.state_dict() for file in (folder / "float.pt", best)]
+    same = all(torch.equal(weights[0][name].half(), weights[1][name].half()) for name in weights[0])
+    assert training.is_start(best) is same is not gained
+    assert runs.finished(tmp_path / "run") == dict.fromkeys(METRICS, max(0.5, second))
+    assert training.quantization_of(load_checkpoint(best)[0]) == places
 
 
 # Refusals

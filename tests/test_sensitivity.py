@@ -126,7 +126,7 @@ def report(file: Path, data_set: Path, cache: Path) -> Report:
 
 def calibrated(path: Path, data_set: Path, cache: Path, **settings: Any) -> ptq.Calibrated:
     given = {"method": "ptq", "calibrator": "minmax", "keep_float": (), "on_image": lambda done, total: None}
-    source = ptq.read(path, path.name)
+    source = ptq.load(path)
     return ptq.calibrated(source, ptq.images_of(data_set, IMAGES), cache=cache, **{**given, **settings})
 
 

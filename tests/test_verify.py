@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 from ultralytics import YOLO
 
 from fastyolo.cli import app
+from fastyolo.compress import quantize
 from fastyolo.diagnose import IncomparableError, Report, culprits, parity, verify
 from fastyolo.diagnose.graph import Graph
 from fastyolo.diagnose.matching import describe, match, neighbours
@@ -506,6 +507,39 @@ def test_quantised_weights(weights, exported, images, tmp_path):
     assert report.precision == "int8"
     assert verdicts["layers"] == "agrees"
     assert verdicts["detections"] == "skipped"
+
+
+@pytest.mark.data
+def test_noise_of_int8_is_told_from_faults(data, tmp_path):
+    weights = tmp_path / "yolov8n.pt"
+    shutil.copy(data / "weights" / "yolov8n-recovered.pt", weights)
+    photographs = sorted((data / "coco128-val" / "images").rglob("*.jpg"))
+    file = quantize(weights, photographs[:12], imgsz=160, path=tmp_path / "int8.onnx", cache=tmp_path)
+
+    def change(model: ModelProto, name: str, how: Callable[[np.ndarray], np.ndarray]) -> ModelProto:
+        constant = next(item for item in model.graph.initializer if item.name == name)
+        constant.CopyFrom(numpy_helper.from_array(how(numpy_helper.to_array(constant)), name))
+        return model
+
+    def clipped(model: ModelProto) -> ModelProto:
+        return change(model, "quantization.scale_19", lambda scale: scale / np.float32(6))
+
+    def shuffled(model: ModelProto) -> ModelProto:
+        shuffle = np.random.default_rng(0).permutation
+        return change(model, "model.12.m.0.cv1.conv.weight_quantized", lambda x: shuffle(x.ravel()).reshape(x.shape))
+
+    def shifted(model: ModelProto) -> ModelProto:
+        model.graph.initializer.append(numpy_helper.from_array(np.array(16, np.int8), "zero"))
+        [x for x in model.graph.node if x.op_type == "QuantizeLinear"][10].input[2] = "zero"
+        return model
+
+    report = verify(weights, file, photographs[-2:])
+    assert report.agrees, report
+    assert {stage.name: stage.measure for stage in report.stages}["maps"] == "relative"
+    for plant, stages in ((clipped, {"layers"}), (shuffled, {"layers"}), (shifted, {"layers", "maps"})):
+        report = verify(weights, save(plant(onnx.load(file)), tmp_path / "fault.onnx"), photographs[-2:])
+        assert {stage.name for stage in report.stages if stage.verdict == "departs"} >= stages, plant
+        assert causes(report) == ["layer"]
 
 
 def test_openvino(weights, exported, images, tmp_path):

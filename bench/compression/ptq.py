@@ -123,7 +123,7 @@ def make(name: str, half: int, arguments: argparse.Namespace) -> Path:
 
 
 def write_naive(float32: Path, images: Path, target: Path) -> None:
-    source = ptq.read(float32, float32.name)
+    source = ptq.load(float32)
     letterbox = Letterbox(source.metadata.preprocessing)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -185,7 +185,8 @@ def _caption(found: Any) -> str:
 def _layer_table(found: Any) -> Table:
     machine = found.machine
     caption = (
-        f"Forward, in float32: this machine multiplies at {machine.flops / 1e9:.0f} GFLOP/s and copies at "
+        f"Forward, in float32; GFLOPs, and the MB that operators write, are for one image. This "
+        f"machine multiplies at {machine.flops / 1e9:.0f} GFLOP/s and copies at "
         f"{machine.bytes / 1e9:.1f} GB/s. 'of limit' is the time that the tighter of the two allows, as a share; above "
         "100% maps stay in the caches."
     )

@@ -40,17 +40,21 @@ def prune(
         typer.Option("--latency", metavar="MS", help="milliseconds for an image in ONNX Runtime on this machine."),
     ] = None,
     ranked_globally: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--global/--per-layer", help="Rank the channels of the whole network, or remove a share of each layer's."
+            "--global/--per-layer",
+            help="Rank the channels of the whole network, or remove a share of each layer's.",
+            show_default="global after a training with sparsity, else per-layer",
         ),
-    ] = True,
+    ] = None,
     importance: Annotated[
-        Importance,
+        Importance | None,
         typer.Option(
-            "--importance", help="Factors of the normalisations, or norms of the filters, better without --sparsity."
+            "--importance",
+            help="Factors of the normalisations (gamma), or norms of the filters.",
+            show_default="gamma after a training with sparsity, else l1",
         ),
-    ] = Importance.gamma,
+    ] = None,
     parts: Annotated[
         list[Part] | None,
         typer.Option("--parts", help="Part that may lose channels; repeatable.", show_default="all"),
@@ -65,7 +69,7 @@ def prune(
         int, typer.Option("--imgsz", min=32, help="Side of the input that FLOPs, latency and training are for.")
     ] = 640,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of ONNX Runtime for --latency.", show_default="all cores")
+        int | None, typer.Option("--threads", min=1, help="Of ONNX Runtime for --latency.", show_default="torch's")
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Rounds of removing and training.")] = 1,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the training after each step.")] = 30,
@@ -112,6 +116,7 @@ def prune(
     What was interrupted goes on when the command is repeated.
     """
     with reporting(debug):
+        ranking = None if ranked_globally is None else "global" if ranked_globally else "per-layer"
         options = {name: value for name, value in (("batch", batch), ("device", device)) if value is not None}
         training = given_arguments(options, assignments or [])
         check_device(device)
@@ -128,8 +133,8 @@ def prune(
                 ratio=ratio,
                 flops=flops,
                 latency=latency,
-                ranking="global" if ranked_globally else "per-layer",
-                importance=importance.value,
+                ranking=ranking,
+                importance=None if importance is None else importance.value,
                 parts=[part.value for part in parts or map(Part, PARTS)],
                 head_first=head_first,
                 multiple=multiple,

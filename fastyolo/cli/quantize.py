@@ -17,7 +17,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, check_device, image_size, progress_bar, reporting
+from fastyolo.cli.common import Debug, Json, check_device, image_size, progress_bar, reporting, writable
 from fastyolo.cli.export import Outputs
 from fastyolo.cli.sensitivity import picture
 from fastyolo.cli.sensitivity import report as report_sensitivity
@@ -83,13 +83,21 @@ def quantize(
             "--cache",
             metavar="DIR",
             file_okay=False,
+            callback=writable,
             help="Folder that keeps what calibration counted.",
             show_default="fastyolo/calibration in ~/.cache",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="File to write.", show_default="NAME-int8.onnx by the weights"),
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            dir_okay=False,
+            callback=writable,
+            help="File to write.",
+            show_default="NAME-int8.onnx by the weights",
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -110,6 +118,7 @@ def quantize(
             "--save-dir",
             metavar="DIR",
             file_okay=False,
+            callback=writable,
             help="With --method qat: folder of the training, which goes on if it was interrupted.",
             show_default="the file's name without .onnx",
         ),
@@ -147,8 +156,8 @@ def quantize(
 ) -> None:
     """Write a model in INT8, as ONNX for TensorRT 10 and 11 and for OpenVINO.
 
-    ONNX Runtime computes the same with it, but on x86 no faster than with float32: it has no int8 convolution whose
-    output stays float for the activation, as TensorRT and OpenVINO have.
+    On a CPU run it with OpenVINO (fastyolo predict --engine openvino). ONNX Runtime computes the same, but on x86 more
+    slowly than with float32: it has no int8 convolution whose output stays float for the activation.
     """
     if sensitivity:
         _refuse(
@@ -181,7 +190,10 @@ def quantize(
             return
         from fastyolo.compress import quantization
 
-        target = quantization.target_of(weights, output)
+        try:
+            target = quantization.target_of(weights, output)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--output") from error
         if method is Method.ptq and (weights.suffix != ".onnx" or Path(data).suffix in (".yaml", ".yml")):
             from fastyolo.integrations.ultralytics.export import LOGGER
 
@@ -209,7 +221,7 @@ def quantize(
             )
         report = _report(target)
         if method is Method.qat:
-            report["metrics"] = _validated(save_dir or target.with_suffix(""))
+            report |= _trained(save_dir or target.with_suffix(""))
         _print(console, report)
         if json:
             write_json(json, report)
@@ -239,11 +251,11 @@ def _training(epochs: int | None, device: str | None, assignments: Sequence[str]
     return given
 
 
-def _validated(run: Path) -> dict[str, float] | None:
-    """Accuracy of the best epoch of a training."""
-    from fastyolo.integrations.ultralytics import runs
+def _trained(run: Path) -> dict[str, Any]:
+    """What came of a training: the accuracy of its best checkpoint, and whether an epoch made that."""
+    from fastyolo.integrations.ultralytics import quantization, runs
 
-    return runs.finished(run)
+    return {"metrics": runs.finished(run), "gained": not quantization.is_start(run / "weights" / "best.pt")}
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int, *, before_training: bool) -> None:
@@ -306,8 +318,11 @@ def _print(console: Console, report: Mapping[str, Any]) -> None:
         rows["signal to noise of the maps"] = "{:.1f} dB, {:.1f} dB with these in float".format(*report["snr"])
     if metrics := report.get("metrics"):
         rows["validated in training"] = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    if not report.get("gained", True):
+        rows["no epoch was better"] = "than calibration alone, so the weights are those of the checkpoint"
     table = Table(box=None, show_header=False)
     for name, value in rows.items():
         table.add_row(name, str(value))
     console.print(table)
     console.print(report["model"], markup=False)
+    console.print("On a CPU run it with OpenVINO; ONNX Runtime is slower on x86 than with float32.", markup=False)

@@ -56,11 +56,11 @@ def _print(console: Console, found: Report) -> None:
     table = Table(
         title=f"{Path(found.weights).name}: each part alone in int8, the most sensitive first", box=SIMPLE_HEAD
     )
-    table.add_column("part")
+    table.add_column("part", min_width=max(len(part.name) for part in found.parts))
     for column in ("conv", "SNR dB", *(f"/{stride}" for stride in found.parts[0].snr_of_levels)):
         table.add_column(column, justify="right")
     for column in ("mAP50-95", "mAP50", "file if float", "time if float"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     for part in found.parts:
         table.add_row(*_row(part))
     console.print(table)
@@ -82,7 +82,7 @@ def _print(console: Console, found: Report) -> None:
 
 
 def _row(part: Part) -> list[str]:
-    losses = ["" if loss is None else f"{-loss:+.4f}" for loss in (part.map50_95_loss, part.map50_loss)]
+    losses = ["" if loss is None else f"{0 - loss:+.4f}" for loss in (part.map50_95_loss, part.map50_loss)]
     return [
         part.name,
         str(part.convolutions),

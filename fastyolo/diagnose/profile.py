@@ -120,26 +120,31 @@ def inference(model: Any, images: Sequence[str], **settings: Any) -> Profile:
     """Profile the prediction of single images; see `fastyolo.integrations.ultralytics.profiling.inference`."""
     measured = profiling.inference(model, images, **settings)
     lighter = profiling.lighter_share(model.model, measured.facts["imgsz"])
-    return _profile("inference", measured, lambda shares: _inference_changes(shares, measured, lighter))
+    return _profile(
+        "inference", measured, lambda shares, launching: _inference_changes(shares, launching, measured, lighter)
+    )
 
 
 def head(model: Any, **settings: Any) -> Profile:
     """Profile the head alone; see `fastyolo.integrations.ultralytics.profiling.head`."""
     measured = profiling.head(model, **settings)
-    return _profile("head", measured, _head_changes)
+    return _profile("head", measured, lambda shares, _: _head_changes(shares, measured))
 
 
 def training(arguments: Mapping[str, Any], **settings: Any) -> Profile:
     """Profile batches of a training run; see `fastyolo.integrations.ultralytics.profiling.training`."""
     measured = profiling.training(arguments, **settings)
-    return _profile("training", measured, lambda shares: _training_changes(shares, measured))
+    return _profile("training", measured, lambda shares, launching: _training_changes(shares, launching, measured))
 
 
 Shares = Mapping[str, float]
 """Of the round, by stage and by group."""
 
+Propose = Callable[[Shares, bool], Iterator[Change]]
+"""Changes for these shares, and whether launch overhead is what bounds the whole."""
 
-def _profile(subject: Subject, measured: Measured, propose: Callable[[Shares], Iterator[Change]]) -> Profile:
+
+def _profile(subject: Subject, measured: Measured, propose: Propose) -> Profile:
     stages = _stages(measured)
     total = float(np.median([sum(each.values()) for each in measured.rounds]))
     machine = measure(measured.device)
@@ -148,7 +153,7 @@ def _profile(subject: Subject, measured: Measured, propose: Callable[[Shares], I
     for stage in stages:
         shares[stage.group] = shares.get(stage.group, 0.0) + (stage.share if stage.group != stage.name else 0.0)
     bound, because = _bound(subject, shares, measured, layers)
-    changes = sorted(propose({**shares, "bound": float(bound == "launch overhead")}), key=lambda change: -change.saves)
+    changes = sorted(propose(shares, bound == "launch overhead"), key=lambda change: -change.saves)
     best = tuple(change for change in changes if change.saves >= 0.02)[:2]
     return Profile(
         subject, len(measured.rounds), total, tuple(stages), layers, machine, bound, because, best, measured.facts
@@ -230,7 +235,9 @@ def _network_bound(
     return "compute", f"{network}, {1 - memory:.0%} of it in layers that compute more than they move."
 
 
-def _inference_changes(shares: Shares, measured: Measured, lighter: tuple[str, float] | None) -> Iterator[Change]:
+def _inference_changes(
+    shares: Shares, launching: bool, measured: Measured, lighter: tuple[str, float] | None
+) -> Iterator[Change]:
     facts = measured.facts
     data, network = shares["data"], shares[NETWORK]
     if len(os.sched_getaffinity(0)) > 1 or measured.device.type == "cuda":
@@ -259,7 +266,19 @@ def _inference_changes(shares: Shares, measured: Measured, lighter: tuple[str, f
             "every candidate above it goes through NMS.",
         )
     yield Change(shares["draw"], "draw and save only what somebody looks at", "results hold the boxes without drawing.")
-    yield from _network_changes(network, facts["imgsz"], shares, measured)
+    if launching:
+        yield Change(
+            network * (1 - (measured.busy or 0.0)),
+            "export the model (fastyolo export) and run its graph as a whole, or run several images at once",
+            "the network is many small operators, which eager torch starts one by one.",
+        )
+        return  # fewer operations in as many operators would not help
+    smaller = _smaller(facts["imgsz"])
+    yield Change(
+        network * (1 - (smaller / facts["imgsz"]) ** 2),
+        f"try imgsz {smaller} (fastyolo bench model --imgsz {smaller} {facts['imgsz']} --data ... shows what it costs)",
+        "the operations of the network grow with the square of the side.",
+    )
     if lighter:
         name, share = lighter
         yield Change(
@@ -269,35 +288,31 @@ def _inference_changes(shares: Shares, measured: Measured, lighter: tuple[str, f
         )
 
 
-def _network_changes(network: float, imgsz: int, shares: Shares, measured: Measured) -> Iterator[Change]:
-    smaller = max(32, round(imgsz * 0.75 / 32) * 32)
-    if smaller < imgsz:
-        yield Change(
-            network * (1 - (smaller / imgsz) ** 2),
-            f"try imgsz {smaller} (fastyolo bench model --imgsz {smaller} {imgsz} --data ... shows what it costs)",
-            "the operations of the network grow with the square of the side.",
-        )
-    if shares["bound"]:
-        waits = 1 - measured.busy if measured.busy is not None else 0.5
-        yield Change(
-            network * waits,
-            "export the model (fastyolo export) and run its graph as a whole, or run several images at once",
-            "the network is many small operators, which eager torch starts one by one.",
-        )
+def _smaller(imgsz: int) -> int:
+    """Three quarters of a side, as a multiple of 32."""
+    return max(32, round(imgsz * 0.75 / 32) * 32)
 
 
-def _head_changes(shares: Shares) -> Iterator[Change]:
+def _head_changes(shares: Shares, measured: Measured) -> Iterator[Change]:
     stages = {name: share for name, share in shares.items() if name.startswith(("boxes of", "classes of"))}
     largest = max(stages, key=stages.__getitem__)
+    branches = sum(stages.values())
+    if measured.facts["lighter"]:
+        name, share = measured.facts["lighter"]
+        yield Change(
+            branches * (1 - share),
+            f"take the head of {name}, LightDetect",
+            f"the branches take {branches:.0%} of the time, and it needs {share:.0%} of their operations.",
+        )
     yield Change(
-        sum(stages.values()) / 2,
-        "take LightDetect, or a smaller width of it",
-        f"the branches take {sum(stages.values()):.0%} of the head, {largest} the most ({stages[largest]:.0%}).",
+        branches,
+        "remove channels from the head (fastyolo prune --parts head)",
+        f"the branches take {branches:.0%} of the time, {largest} the most ({stages[largest]:.0%}).",
     )
     yield Change(shares.get("decode", 0.0), "predict with fastyolo.accelerate(model)", "it skips this decoding.")
 
 
-def _training_changes(shares: Shares, measured: Measured) -> Iterator[Change]:
+def _training_changes(shares: Shares, launching: bool, measured: Measured) -> Iterator[Change]:
     facts = measured.facts
     cores = len(os.sched_getaffinity(0))
     if facts["workers"] < cores:
@@ -306,7 +321,13 @@ def _training_changes(shares: Shares, measured: Measured) -> Iterator[Change]:
         what = "keep the images in memory (cache=ram)" if not facts["cache"] else "store the images smaller"
     yield Change(shares["data"], what, f"batches are waited for {shares['data']:.0%} of the time.")
     network = shares[NETWORK]
-    if not facts["amp"]:
+    if launching:
+        yield Change(
+            network * (1 - (measured.busy or 0.0)),
+            f"raise batch from {facts['batch']}, if memory allows",
+            "larger batches give the GPU more to compute for each operator that is started.",
+        )
+    elif not facts["amp"]:
         how = "amp=true" if measured.device.type == "cuda" else "amp=bf16, on a processor with bfloat16 units,"
         yield Change(network / 2, f"train with {how} to halve what is moved", "float32 is used throughout.")
     yield Change(
@@ -316,16 +337,16 @@ def _training_changes(shares: Shares, measured: Measured) -> Iterator[Change]:
     )
     if facts["teacher"]:
         yield Change(
-            shares.get("teacher", 0.0) / 2,
-            "take a smaller teacher",
+            shares.get("teacher", 0.0),
+            "take a smaller teacher, or none until the settings are found",
             "it runs forward on every batch beside the student.",
         )
     yield Change(
         shares.get("optimiser", 0.0) / 2,
-        f"raise batch from {facts['batch']}, if memory allows, or nbs",
-        f"the optimiser's step, now after every {facts['accumulate']} batches, costs the same for any batch.",
+        f"double nbs, the images to a step of the optimiser, to {2 * facts['nbs']}",
+        "the step costs the same for any number of images; fewer steps learn less in an epoch.",
     )
-    smaller = max(32, round(facts["imgsz"] * 0.75 / 32) * 32)
+    smaller = facts["imgsz"] if launching else _smaller(facts["imgsz"])
     yield Change(
         network * (1 - (smaller / facts["imgsz"]) ** 2),
         f"train at imgsz {smaller} until the settings are found",

@@ -5,7 +5,8 @@ from fastyolo.nn.conv import Conv, DSConv
 from fastyolo.nn.dw_sppf import DWSPPF
 from fastyolo.nn.eca import ECA
 from fastyolo.nn.gelan import GELAN
+from fastyolo.nn.pruned import PruningNote
 from fastyolo.nn.split import SplitC2f, SplitC2PSA
 from fastyolo.nn.sppf import FusedSPPF
 
-__all__ = ["DWSPPF", "ECA", "GELAN", "Conv", "DSConv", "FusedSPPF", "SplitC2PSA", "SplitC2f"]
+__all__ = ["DWSPPF", "ECA", "GELAN", "Conv", "DSConv", "FusedSPPF", "PruningNote", "SplitC2PSA", "SplitC2f"]

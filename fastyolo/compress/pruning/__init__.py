@@ -17,6 +17,9 @@ IMPORTANCES = ("gamma", "l1", "l2")
 PARTS = ("backbone", "neck", "head")
 RANKINGS = ("global", "per-layer")
 
+# Arguments of a training that follow from those of `prune`.
+TAKEN = {"data", "epochs", "exist_ok", "imgsz", "model", "name", "project", "resume", "save_dir"}
+
 
 def prune(
     weights: str | Path | YOLO,
@@ -25,8 +28,8 @@ def prune(
     ratio: float | None = None,
     flops: float | None = None,
     latency: float | None = None,
-    ranking: str = "global",
-    importance: str = "gamma",
+    ranking: str | None = None,
+    importance: str | None = None,
     parts: Sequence[str] = PARTS,
     head_first: bool = False,
     multiple: int = 16,
@@ -48,9 +51,9 @@ def prune(
     teacher. A run that is interrupted goes on when it is called again with the same arguments.
 
     Channels that several layers have in common go together (DepGraph, https://arxiv.org/abs/2301.12900). C2f, C3k2 and
-    C2PSA blocks are first rewritten to compute the same without a chunk, and stay so. Self-attention, convolutions
-    without normalisation and the head's outputs keep their channels, every layer at least a tenth of its own. ECA mixes
-    neighbouring channels, and has other neighbours afterwards.
+    C2PSA blocks are first rewritten to compute the same without a chunk, and stay so. Self-attention, Ghost
+    convolutions, those without normalisation and the head's outputs keep their channels, every layer at least a tenth
+    of its own. ECA mixes neighbouring channels, and has other neighbours afterwards.
 
     Args:
         weights: a checkpoint of a detection model or, without data, a `YOLO` object, which stays as it is.
@@ -58,9 +61,11 @@ def prune(
         ratio: the share of the channels to remove, or
         flops: the share of the FLOPs to remove, those of `fastyolo info`, or
         latency: what the network may take in ONNX Runtime on this machine, in milliseconds for one image.
-        ranking: "global" removes the least important channels of the network, "per-layer" a share of each layer's.
-        importance: of a channel: "gamma", the factors of its normalisations, best after a training with sparsity;
-            "l1" or "l2", the norms of all filters and normalisations that it has a part in, better without one.
+        ranking: "global" removes the least important channels of the network, "per-layer" a share of each layer's;
+            `None`: "global" after a training with sparsity, here or of the checkpoint, else "per-layer".
+        importance: of a channel: "gamma", the factors of its normalisations, which tell little without a training with
+            sparsity; "l1" or "l2", the norms of all filters and normalisations that it has a part in; `None`: "gamma"
+            after such a training, else "l1".
         parts: which of PARTS may lose channels.
         head_first: nothing is removed elsewhere before all that can be is removed from the head.
         multiple: what channels are rounded to, in each group of grouped convolutions: a multiple of 8. ONNX Runtime
@@ -72,7 +77,8 @@ def prune(
         sparsity: the setting `sparsity` of a training before the first step; 0: none.
         sparsity_epochs: of that training.
         distill: take the unpruned model for the teacher.
-        training: further arguments of the trainings: ultralytics' and fastyolo's settings.
+        training: further arguments of the trainings: ultralytics' and fastyolo's settings; `distill_model` is another
+            teacher.
         path: of the checkpoint to write; `None`: beside the weights, NAME-pruned.pt.
         folder: of the trainings; `None`: that path without its suffix.
         say: called with a line for each thing that is done.
@@ -98,7 +104,7 @@ def prune(
         expected = "above 0 milliseconds" if kind == "latency" else "a share between 0 and 1"
         raise ValueError(f"{kind} must be {expected}, got {value:g}.")
     for name, choice, known in (("ranking", ranking, RANKINGS), ("importance", importance, IMPORTANCES)):
-        if choice not in known:
+        if choice is not None and choice not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {choice!r}.")
     _arguments.choices("parts", parts, PARTS)
     if not parts:
@@ -119,17 +125,23 @@ def prune(
         raise ValueError(f"data must be given to train with, which {reason} asks for.")
     if data is not None and not isinstance(weights, str | Path):
         raise TypeError(f"weights must be the path of a checkpoint to train with data, got {type(weights).__name__}.")
+    if taken := sorted(TAKEN & set(training or {})):
+        raise ValueError(f"training must not hold {', '.join(taken)}, which other arguments of prune tell.")
     _arguments.path("path", path)
     _arguments.path("folder", folder)
     if path is not None and Path(path).suffix != ".pt":
         raise ValueError(f"path must end in '.pt', got {str(path)!r}.")
     from fastyolo.compress.pruning.run import Options, run
+    from fastyolo.integrations.ultralytics.export import load
+    from fastyolo.integrations.ultralytics.pruning import is_sparse
 
+    model = load(weights)
+    sparse = sparsity > 0 or is_sparse(model)
     options = Options(
         kind=kind,
         value=value,
-        ranking=ranking,
-        importance=importance,
+        ranking=ranking or ("global" if sparse else "per-layer"),
+        importance=importance or ("gamma" if sparse else "l1"),
         parts=tuple(parts),
         head_first=head_first,
         multiple=multiple,
@@ -142,4 +154,4 @@ def prune(
         data=None if data is None else str(data),
         training=dict(training or {}),
     )
-    return run(weights, options, path, folder, threads, say)
+    return run(model, options, sparse, path, folder, threads, say)

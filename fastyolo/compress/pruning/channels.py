@@ -216,6 +216,8 @@ def find(
             continue  # of layers that cannot be sliced, or without a normalisation to tell what matters
         # torch-pruning returns zeros behind the channels' own values if a concatenation has several copies of them.
         values = values[: 1 + max(int(member.roots.max()) for member in members)]
+        if not all(_is_whole(member, len(values)) for member in members):
+            continue  # a layer ties some of the channels to others, as Ghost convolutions do
         if importance != "gamma":
             values = values / values.mean()
         layers: list[Any] = [network.get_submodule(member.layer) for member in members]
@@ -255,6 +257,12 @@ def _members(group: Any, names: dict[nn.Module, str]) -> tuple[Member, ...] | No
             continue  # activations, additions and the like
         members.append(Member(names[layer], side, np.array(item.idxs), np.array(item.root_idxs)))
     return tuple(members)
+
+
+def _is_whole(member: Member, channels: int) -> bool:
+    """Whether the layer has as many channels of each root, so that what remains of it follows from their number."""
+    copies = np.bincount(member.roots, minlength=channels)
+    return bool((copies == copies[0]).all())
 
 
 def _is_depthwise(layer: Any) -> bool:

@@ -47,6 +47,9 @@ class Report:
         path: the one that was written.
         imgsz: side of the input in pixels that FLOPs and latency are of.
         target: what was asked for: "ratio", "flops" or "latency", and its value.
+        importance: what the channels were ranked by.
+        ranking: "global" or "per-layer".
+        sparse: whether a training with sparsity came before, which the two follow from unless they are given.
         before: the network as it was given.
         after: the pruned one.
         layers: those that have lost channels.
@@ -57,6 +60,9 @@ class Report:
     path: str
     imgsz: int
     target: Mapping[str, float]
+    importance: str
+    ranking: str
+    sparse: bool
     before: Costs
     after: Costs
     layers: tuple[Layer, ...]
@@ -73,7 +79,7 @@ class Report:
             layers.add_column(column, justify="right")
         for layer in self.layers:
             layers.add_row(layer.name, *(_change(*pair) for pair in zip(layer.before, layer.after, strict=True)))
-        costs = Table(box=SIMPLE_HEAD, caption=f"One {self.imgsz} x {self.imgsz} image.")
+        costs = Table(box=SIMPLE_HEAD, caption=self._caption(), caption_justify="left")
         for column in ("", "before", "after", "removed"):
             costs.add_column(column, justify="right")
         rows: list[tuple[str, float, float, str, float]] = [
@@ -94,6 +100,13 @@ class Report:
             accuracy = [f"{step[name]:.4f}" for name in ("mAP50", "mAP50-95")]
             steps.add_row(str(number), f"{step['flops'] / 1e9:.2f}", *accuracy)
         return Group(layers, costs, steps)
+
+    def _caption(self) -> str:
+        past = "after" if self.sparse else "without"
+        return (
+            f"One {self.imgsz} x {self.imgsz} image. Channels ranked by {self.importance}, {self.ranking}, {past} a "
+            "training with sparsity."
+        )
 
 
 def _change(before: int, after: int) -> str:

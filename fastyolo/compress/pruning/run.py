@@ -58,19 +58,27 @@ class Options:
 
 
 def run(
-    weights: Any,
+    model: Any,
     options: Options,
+    sparse: bool,
     path: str | Path | None,
     folder: str | Path | None,
     threads: int | None,
     say: Callable[[str], None],
 ) -> Report:
-    """As `fastyolo.compress.pruning.prune`, whose arguments are checked."""
-    model = load(weights)
+    """As `fastyolo.compress.pruning.prune`, whose arguments are checked, of a model that `load` has read.
+
+    Args:
+        sparse: whether a training with sparsity comes first, or came before.
+    """
     source = origin(model)
     target = source.with_name(f"{source.stem}-pruned.pt") if path is None else Path(path)
     if target.exists() and source.exists() and target.samefile(source):
         raise ValueError(f"path must be another file than the weights, got {str(target)!r}.")
+    if options.data is not None:
+        _check_training(model, options)
+    past = "after a training" if sparse else "without a training"
+    say(f"Channels are ranked by {options.importance}, {options.ranking}, {past} with sparsity")
     aim = _Aim(model, options, threads, say)
     aim.check()
     if options.data is None:
@@ -80,7 +88,7 @@ def run(
     else:
         place = target.with_suffix("") if folder is None else Path(folder)
         best, steps = _train_in_steps(aim, source, place)
-        network = load(best).model
+        network = ultralytics.prunable(load(best))
         with _files.replacing(target) as temporary:
             shutil.copyfile(best, temporary)
     return Report(
@@ -88,11 +96,23 @@ def run(
         path=str(target),
         imgsz=options.imgsz,
         target={options.kind: options.value},
+        importance=options.importance,
+        ranking=options.ranking,
+        sparse=sparse,
         before=aim.costs(aim.original),
         after=aim.costs(network),
         layers=_changed(aim.original, network),
         steps=tuple(steps),
     )
+
+
+def _check_training(model: Any, options: Options) -> None:
+    """Refuse what the trainings would refuse, before anything long begins."""
+    runs.check_names(options.training)
+    runs.check_values(options.training)
+    # single_cls makes one class of those of the data, which the trainer compares by itself.
+    if options.distill and not {"distill_model", "single_cls"} & set(options.training):
+        ultralytics.check_teaches(model, str(options.data))
 
 
 def _train_in_steps(aim: _Aim, source: Path, folder: Path) -> tuple[Path, list[dict[str, float]]]:
@@ -111,7 +131,7 @@ def _train_in_steps(aim: _Aim, source: Path, folder: Path) -> tuple[Path, list[d
         train(current, folder / "sparsity", arguments)
         current = folder / "sparsity" / "weights" / "last.pt"  # the best one may be from before the channels faded
     if options.distill:
-        common["distill_model"] = str(source.resolve())
+        common.setdefault("distill_model", str(source.resolve()))
     steps = []
     for number in range(1, options.steps + 1):
         place = folder / f"step-{number}"

@@ -96,10 +96,9 @@ def quantize(
     _require_packages(method)
     from fastyolo.compress.quantization import domain, ptq
 
-    form = {"outputs": outputs, "imgsz": size, "dynamic": dynamic}
+    form = {"outputs": outputs, "dynamic": dynamic}
     files = ptq.images_of(data, count)
-    with ptq.float32_file(weights, **form) as file:
-        source = ptq.read(file, str(weights), size)
+    source = ptq.load(weights, imgsz=size, **form)
     domain.warn(weights, source, files)
     store = None if cache is None else Path(cache)
     calibrate = partial(
@@ -122,7 +121,7 @@ def quantize(
 def _trained(
     found: Calibrated, weights: str, data: str, folder: Path, training: Mapping[str, Any], form: Mapping[str, Any]
 ) -> Calibrated:
-    """The same with weights that were trained for these scales."""
+    """The same with weights that were trained for these scales, if that gained anything."""
     from fastyolo.compress.quantization import ptq, qat, qdq
     from fastyolo.integrations.ultralytics import export, quantization
 
@@ -130,8 +129,7 @@ def _trained(
     wanted = qat.quantization(found.source.graph, found.plan, found.scales, keep_float)
     given = {"imgsz": max(found.source.imgsz), **training}
     best = quantization.train(export.load(weights), data, wanted, folder, given)
-    with ptq.float32_file(best, **form) as file:
-        source = ptq.read(file, str(best), found.source.imgsz)
+    source = ptq.load(best, imgsz=found.source.imgsz, **form)
     plan = qdq.plan(source.graph, keep_float=keep_float)
     return replace(found, source=source, plan=plan, scales=wanted.scales(plan))
 

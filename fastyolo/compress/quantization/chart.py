@@ -49,6 +49,7 @@ def draw(report: Report, file: Path) -> None:
     cost.set_xlabel("more kB if kept in float")
     for axis in axes:
         axis.grid(axis="x", alpha=0.3)
+        axis.locator_params(axis="x", nbins=5)
     noise.set_title(f"{Path(report.weights).name}: each part quantised alone", loc="left", fontsize=10)
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=130, format=file.suffix[1:])

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,40 +60,31 @@ class Calibrated:
         return graph
 
 
-@contextmanager
-def float32_file(weights: str | Path, **settings: Any) -> Iterator[Path]:
-    """The ONNX file that `weights` is, or that it is exported to, for as long as the context lasts.
+def load(weights: str | Path, *, imgsz: Size | None = None, **settings: Any) -> Float32:
+    """A checkpoint, by way of an export, or an ONNX file.
 
     Args:
         weights: a checkpoint or an ONNX file.
-        settings: of `fastyolo.export.export`. An ONNX file has none but `imgsz`; None is its default.
+        imgsz: height and width to calibrate with. None: 640 for a checkpoint, and what an ONNX file says.
+        settings: of `fastyolo.export.export`, for a checkpoint; None is the default of each.
 
     Raises:
         FileNotFoundError, ValueError: as `fastyolo.compress.quantize`.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
+    arguments: dict[str, Any] = {"imgsz": imgsz, **settings}
+    given = {name: value for name, value in arguments.items() if value is not None}
     if Path(weights).suffix.lower() != ".onnx":
         with tempfile.TemporaryDirectory(prefix="fastyolo-") as folder:
-            yield export(weights, path=Path(folder) / "float32.onnx", **given)
-        return
+            file = export(weights, path=Path(folder) / "float32.onnx", **given)
+            return _read(file, str(weights))  # which says what became of a size that is no multiple of the stride
     if not Path(weights).is_file():
         raise FileNotFoundError(f"The model {str(weights)!r} does not exist.")
     for name in given.keys() - {"imgsz"}:
         raise ValueError(f"{name} is for checkpoints, and built into {str(weights)!r}; leave it out.")
-    yield Path(weights)
+    return _read(Path(weights), str(weights), imgsz)
 
 
-def read(file: Path, name: str, imgsz: Size | None = None) -> Float32:
-    """A float32 ONNX file.
-
-    Args:
-        file: as above.
-        name: what messages call it.
-        imgsz: height and width to calibrate with. None: what the file says.
-
-    Raises:
-        ValueError: it is not the ONNX file of a detection model, or `imgsz` does not fit it.
-    """
+def _read(file: Path, name: str, imgsz: Size | None = None) -> Float32:
     try:
         graph = onnx.load(file)
         onnx.checker.check_model(graph)

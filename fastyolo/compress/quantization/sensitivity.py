@@ -182,8 +182,7 @@ def sensitivity(
     size = None if imgsz is None else _arguments.size("imgsz", imgsz)
     files = ptq.images_of(data, _arguments.integer("images", images, MIN_IMAGES))
     folder = default_cache() if cache is None else Path(cache)
-    with ptq.float32_file(weights, imgsz=size) as file:
-        source = ptq.read(file, str(weights), size)
+    source = ptq.load(weights, imgsz=size)
     domain.warn(weights, source, files)
     labelled, notes = _labelled(source, data) if accuracy_of else (None, [])
     found = ptq.calibrated(

@@ -19,10 +19,9 @@ from ultralytics.data import build
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, check_image, verify_image_label
 
-__all__ = ["CheckedDataset", "build_dataset", "reading", "training_images"]
+from fastyolo.diagnose.doctor.labels import flaw
 
-# ultralytics takes coordinates that are so far beyond the image's border.
-TOLERANCE = 0.01
+__all__ = ["CheckedDataset", "build_dataset", "class_names", "reading", "training_images"]
 
 
 @contextmanager
@@ -51,10 +50,26 @@ def training_images(data: str | Path) -> list[str]:
     Raises:
         ValueError: the description of the data set is missing or not as ultralytics expects it, or has no such images.
     """
-    try:
+    with _describing(data):
         split = check_det_dataset(str(data), autodownload=False)["train"]
         reader = SimpleNamespace(prefix="", fraction=1.0)
         return list(YOLODataset.get_img_files(reader, split))
+
+
+def class_names(data: str | Path) -> list[str]:
+    """The classes of a data set, which is downloaded if ultralytics knows where from.
+
+    Raises:
+        ValueError: the description of the data set is missing or not as ultralytics expects it.
+    """
+    with _describing(data):
+        return list(check_det_dataset(str(data))["names"].values())
+
+
+@contextmanager
+def _describing(data: str | Path) -> Iterator[None]:
+    try:
+        yield
     except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"The data set {str(data)!r} cannot be used: {_clause(error)}.") from error
 
@@ -129,30 +144,10 @@ class CheckedDataset(YOLODataset):
         classes = None if self.single_cls else len(self.data["names"])
         with Path(labels).open(encoding="utf-8-sig", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip() and (reason := _why_malformed(line.split(), classes)):
-                    return f"{labels}, line {number}: {reason}"
+                if line.strip() and (found := flaw(line.split(), classes)):
+                    return f"{labels}, line {number}: {found.clause}"
         *_, message = verify_image_label((image, labels, "", False, classes or 1, 0, 0, self.single_cls))
         return f"{labels}: {message.partition('ignoring corrupt image/label: ')[2]}"
-
-
-def _why_malformed(words: list[str], classes: int | None) -> str | None:
-    """What ultralytics holds against a line of a label file, a box or a polygon, as a clause, or None."""
-    polygon = len(words) > 6
-    if len(words) != 5 and not (polygon and len(words) % 2):
-        return f"expected 5 numbers, class, x, y, width and height, got {len(words)}"
-    try:
-        label, *coordinates = map(float, words)
-    except ValueError:
-        return f"expected numbers, got {' '.join(words)!r}"
-    if not (label >= 0 and label.is_integer() and (classes is None or label < classes)):
-        expected = "0 or more" if classes is None else f"one of the data set's, 0 to {classes - 1}"
-        return f"expected a class that is {expected}, got {words[0]}"
-    sizes = [] if polygon else coordinates[2:]
-    bad = [value for value in coordinates if not -TOLERANCE <= value <= 1 + TOLERANCE]
-    bad += [value for value in sizes if value < 0]
-    if bad:
-        return f"expected coordinates in [0, 1], as shares of the image's width and height, got {bad[0]:g}"
-    return None
 
 
 build_dataset = FunctionType(

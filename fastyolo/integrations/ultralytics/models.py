@@ -24,7 +24,7 @@ from ultralytics.utils.torch_utils import fuse_conv_and_bn, intersect_dicts
 
 import fastyolo.nn
 from fastyolo.integrations.ultralytics.head import LightDetect
-from fastyolo.nn import DWSPPF, ECA, GELAN, Conv, DSConv, SplitC2f, SplitC2PSA
+from fastyolo.nn import DWSPPF, ECA, GELAN, Conv, DSConv, PruningNote, SplitC2f, SplitC2PSA
 
 PRUNED = "pruned"
 """The entry of a network's YAML that tells that it no longer describes the network."""
@@ -57,7 +57,9 @@ def register(tasks: Any) -> None:
     tasks.check_yaml = _finder(tasks.check_yaml)
     tasks.BaseModel.fuse = _fusing(tasks.BaseModel.fuse)
     tasks.BaseModel.load = _loading(tasks.BaseModel.load)
-    torch.serialization.add_safe_globals([Conv, DSConv, DWSPPF, ECA, GELAN, LightDetect, SplitC2f, SplitC2PSA])
+    torch.serialization.add_safe_globals(
+        [Conv, DSConv, DWSPPF, ECA, GELAN, LightDetect, PruningNote, SplitC2f, SplitC2PSA]
+    )
 
 
 def _parser(tasks: Any, stock: FunctionType) -> Callable[..., Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +180,8 @@ def head(
         run(rounds)
         measured = list(watch.rounds)
         busy = _traced(lambda: run(min(rounds, 5)), watch, [], watch.device, trace)
-    return Measured(measured, [], watch.device, {"imgsz": imgsz}, busy)
+    lighter = lighter_share(network, imgsz, "head")
+    return Measured(measured, [], watch.device, {"imgsz": imgsz, "lighter": lighter}, busy)
 
 
 def level_name(stride: float, level: int) -> str:
@@ -252,11 +255,12 @@ class _TrainingRun:
         trainer = self._trainer
         facts = {
             "accumulate": self._accumulate,
-            "amp": trainer.args.amp if trainer.device.type == "cpu" else bool(trainer.amp),
+            "amp": trainer.args.amp == "bf16" if trainer.device.type == "cpu" else bool(trainer.amp),
             "batch": trainer.batch_size,
             "cache": bool(trainer.args.cache),
             "frozen": trainer.settings.freeze_backbone,
             "imgsz": trainer.args.imgsz,
+            "nbs": self._accumulate * trainer.batch_size,
             "teacher": trainer.args.distill_model is not None,
             "workers": trainer.train_loader.num_workers,
         }
@@ -329,14 +333,20 @@ class _TrainingRun:
             self._watch.leave(stage)
 
 
-def lighter_share(network: DetectionModel, imgsz: int) -> tuple[str, float] | None:
-    """The light model that takes the place of a YOLOv8, and its FLOPs as a share of that one's; None for others."""
+def lighter_share(network: DetectionModel, imgsz: int, part: str | None = None) -> tuple[str, float] | None:
+    """The light model that takes the place of a YOLOv8, and its FLOPs as a share of that one's; None for others.
+
+    Args:
+        part: backbone, neck or head, for that part's FLOPs.
+    """
     scale, file = network.yaml.get("scale"), Path(network.yaml.get("yaml_file", "")).stem
     if not scale or file not in (f"yolov8{scale}", "yolov8"):
         return None
     name = f"yolov8{scale}-fast"
     light = DetectionModel(f"{name}.yaml", nc=len(network.names), verbose=False)
-    return name, cost(light, imgsz)["flops"] / cost(network, imgsz)["flops"]
+    costs = [cost(each, imgsz) for each in (light, network)]
+    ours, theirs = (each["parts"][part]["flops"] if part else each["flops"] for each in costs)
+    return name, ours / theirs
 
 
 def _layers(network: DetectionModel, imgsz: int) -> list[Layer]:
@@ -448,5 +458,30 @@ def _busy(profiler: Any, rounds: Sequence[Mapping[str, float]], stages: set[str]
     if device.type != "cuda":
         return None
     total = sum(seconds for each in rounds for stage, seconds in each.items() if stage in stages)
-    kernels = sum(row.self_device_time_total for row in profiler.key_averages() if row.device_type.name == "CUDA")
-    return min(1.0, kernels / 1e6 / total) if total else None
+    kernels = kernel_seconds(profiler.events(), {stage for each in rounds for stage in each})
+    return min(1.0, sum(kernels.get(stage, 0.0) for stage in stages) / total) if total else None
+
+
+def kernel_seconds(events: Iterable[Any], stages: Collection[str]) -> dict[str, float]:
+    """Seconds of kernels and copies on a GPU, by the innermost stage that they ran in.
+
+    A `Stopwatch` waits for the GPU where stages begin and end, so they ran while the stage did that asked for them.
+
+    Args:
+        events: of torch's profiler, which repeats the stages among the GPU's events, as annotations.
+    """
+    ranges, kernels = [], []
+    for event in events:
+        start, end = event.time_range.start, event.time_range.end
+        if event.device_type.name == "CPU":
+            if event.name in stages:
+                ranges.append((start, end, event.name))
+        elif not event.is_user_annotation:
+            kernels.append((start, end))
+    ranges.sort()
+    seconds: dict[str, float] = defaultdict(float)
+    for start, end in kernels:
+        begun = bisect_right(ranges, start, key=lambda entry: entry[0])
+        if stage := next((name for _, close, name in reversed(ranges[:begun]) if start < close), None):
+            seconds[stage] += (end - start) / 1e6
+    return seconds

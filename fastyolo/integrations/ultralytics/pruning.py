@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +22,24 @@ from ultralytics.nn.tasks import DetectionModel
 
 from fastyolo import __version__, _files
 from fastyolo.integrations.ultralytics.acceleration import HeadTap
+from fastyolo.integrations.ultralytics.data import class_names
 from fastyolo.integrations.ultralytics.facts import layer_parts
 from fastyolo.integrations.ultralytics.models import PRUNED
-from fastyolo.nn import DWSPPF, ECA, GELAN, SplitC2f, SplitC2PSA
+from fastyolo.nn import DWSPPF, ECA, GELAN, PruningNote, SplitC2f, SplitC2PSA
 
-__all__ = ["forward", "is_pruned", "part_of", "prunable", "rebuilt", "save", "traceable", "widths", "with_network"]
+__all__ = [
+    "check_teaches",
+    "forward",
+    "is_pruned",
+    "is_sparse",
+    "part_of",
+    "prunable",
+    "rebuilt",
+    "save",
+    "traceable",
+    "widths",
+    "with_network",
+]
 
 
 def prunable(model: YOLO) -> DetectionModel:
@@ -161,7 +175,7 @@ def save(network: DetectionModel, model: YOLO, path: Path) -> None:
         network: what to write.
         model: what it was pruned from, whose training arguments the checkpoint keeps.
     """
-    network.yaml[PRUNED] = f"by fastyolo {__version__}; its YAML tells the widths before"
+    network.yaml[PRUNED] = PruningNote(f"by fastyolo {__version__}; its YAML tells the widths before")
     network = copy.deepcopy(network).half().requires_grad_(False)
     network.criterion = None
     checkpoint = {
@@ -196,6 +210,28 @@ def widths(network: nn.Module) -> dict[str, tuple[int, int]]:
             channels = module.weight.shape[1]
             found[f"{name}.weight"] = channels, channels
     return found
+
+
+def is_sparse(model: YOLO) -> bool:
+    """Whether the checkpoint of a model is that of a training with sparsity."""
+    return bool((model.ckpt or {}).get("train_args", {}).get("sparsity"))
+
+
+def check_teaches(model: YOLO, data: str) -> None:
+    """Refuse a data set of which a model cannot be the teacher, since it has other classes.
+
+    Raises:
+        ValueError: as above, or the data set cannot be used.
+    """
+    ours, names = list(model.names.values()), class_names(data)
+    if len(ours) == len(names) == 1 or sorted(ours) == sorted(names):
+        return
+    missing, extra = Counter(ours) - Counter(names), Counter(names) - Counter(ours)
+    difference = f"no {next(iter(missing))!r}" if missing else f"{next(iter(extra))!r} besides"
+    raise ValueError(
+        f"data must have the classes of the weights, which teach the pruned network, got {len(names)} with "
+        f"{difference}; take weights trained on such data, or no teacher (distill=False, --no-distill)."
+    )
 
 
 def is_pruned(network: Any) -> bool:

@@ -18,16 +18,18 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.engine import trainer as engine
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import RANK
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import unwrap_model
 
 from fastyolo import _files
 from fastyolo.compress.quantization.qat import Quantization
 from fastyolo.integrations import modelopt
+from fastyolo.integrations.ultralytics.distillation import LOSS_NAMES
 from fastyolo.integrations.ultralytics.runs import RESUMABLE
 from fastyolo.integrations.ultralytics.trainer import QUANTIZATION, Trainer, rebound, student_of
 
-__all__ = ["START", "QuantizationTrainer", "quantization_of", "rounding", "train"]
+__all__ = ["START", "QuantizationTrainer", "is_start", "quantization_of", "rounding", "train"]
 
 START = "float.pt"  # in the folder of a run: the model that it starts from, which is the teacher too
 
@@ -39,6 +41,11 @@ _KEPT = (
     *("tal_alpha", "tal_beta", "tal_radius", "tal_topk"),
 )
 
+# In best.pt, if that is the model that the run started from.
+_AT_START = "quantization_start"
+
+_LOSSES = ("box_loss", "cls_loss", "dfl_loss", "l1_loss", *LOSS_NAMES)  # whichever the model has
+
 # Of that one's epochs and learning rate. The weights only have to move by about a step of int8, and would forget what
 # they have learnt at the rate with which they learnt it.
 _SHARE = 0.1
@@ -49,6 +56,11 @@ def quantization_of(network: Any) -> Quantization | None:
     """What the network of a checkpoint carries; None if it was not trained for INT8."""
     data = getattr(network, QUANTIZATION, None)
     return Quantization(**data) if data else None
+
+
+def is_start(checkpoint: Path) -> bool:
+    """Whether the best checkpoint of a finished run is the model that it started from, as no epoch was better."""
+    return _AT_START in torch_load(checkpoint, map_location="cpu", weights_only=False)
 
 
 def rounding(network: nn.Module, quantization: Quantization) -> None:
@@ -70,7 +82,7 @@ def train(model: YOLO, data: str | Path, quantization: Quantization, folder: Pat
         given: arguments of ultralytics and settings of fastyolo, as `fastyolo.train.Trainer` takes them.
 
     Returns:
-        The run's best checkpoint.
+        The run's best checkpoint; that of the start, with calibration alone, if no epoch is better.
 
     Raises:
         ValueError: the model comes from no training, the folder is that of something else, or an argument is not as
@@ -145,7 +157,8 @@ class QuantizationTrainer(Trainer):
 
     The statistics of the batch normalisations follow the rounding in the warm-up and are frozen then, as they are in
     the file that is exported. Validation is with the rounding too, that of the averaged weights included: the metrics
-    of the run, and what it takes for best, are those of INT8 as torch simulates it.
+    of the run, and what it takes for best, are those of INT8 as torch simulates it. The start is validated like an
+    epoch, so that best.pt is never worse than calibration alone.
 
     Raises:
         ValueError: the checkpoint carries no quantisation; or as `Trainer`.
@@ -167,6 +180,30 @@ class QuantizationTrainer(Trainer):
         rounding(student, quantization)
         return checkpoint
 
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        if not self.resume:  # which has it in best_fitness and, if no epoch was better, in best.pt
+            self._validate_start()
+
+    def _validate_start(self) -> None:
+        """Let what calibration alone makes of the model be the one to beat: best.pt until an epoch is better."""
+        # What the validator expects of an epoch of training. The losses are those of no epoch, and not kept.
+        self.epoch, self.loss = -1, torch.zeros(())
+        self.loss_items = dict.fromkeys(_LOSSES, torch.zeros((), device=self.device))
+        metrics, fitness = self.validate()
+        if RANK not in {-1, 0}:
+            return
+        LOGGER.info(f"By calibration alone, mAP50-95 is {metrics['metrics/mAP50-95(B)']}.")
+        content = {
+            "epoch": -1,
+            "model": load_checkpoint(self.args.model)[0],
+            "train_args": vars(self.args),
+            "train_metrics": {**metrics, "fitness": fitness},
+            _AT_START: True,
+        }
+        with _files.replacing(Path(self.best)) as temporary:
+            torch.save(content, temporary)
+
     def _model_train(self) -> None:
         super()._model_train()
         if self.epoch >= min(self.args.warmup_epochs, self.epochs - 1):
@@ -183,4 +220,6 @@ class QuantizationTrainer(Trainer):
         """From the epoch that wrote it: best.pt itself would be validated without rounding."""
         if RANK in {-1, 0} and self.best.exists():
             stripped = self._strip_best(self.best, {"train_results": self.read_results_csv()})
+            if _AT_START in stripped:
+                LOGGER.warning("No epoch was better than calibration alone, so best.pt is the model as it was.")
             self.metrics = {name: value for name, value in stripped["train_metrics"].items() if name != "fitness"}
