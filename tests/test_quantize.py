@@ -594,3 +594,93 @@ def test_bad_input(files, quantised, images, tmp_path):
         with pytest.raises(error, match=message):
             quantize(weights, data, cache=tmp_path / "cache", **{"path": tmp_path / "int8.onnx", **settings})
     assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_onnxruntime_computes_its_form_in_integers(name, files, quantised, images, tmp_path):
+    model = onnx.load(files(name))
+    plan = qdq.plan(model, activations=True)
+    assert plan.convolutions == qdq.plan(model).convolutions
+    path = quantize(
+        files(name),
+        images[0].parent,
+        target="onnxruntime",
+        calibrator="minmax",
+        path=tmp_path / "a.onnx",
+        cache=tmp_path,
+    )
+    graph = Graph(onnx.load(path))
+    for node in graph.of("QuantizeLinear"):
+        assert graph.constants[node.input[2]].dtype == np.uint8
+    assert qdq.count(onnx.load(path)).reformat_free >= qdq.count(onnx.load(quantised(name))).edges
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    optimised = Graph(onnx.load(tmp_path / "optimised.onnx"))
+    assert len(optimised.of("QLinearConv")) == len(plan.convolutions)
+    silus = [node for node in Graph(model).of("Sigmoid") if node.input[0] in plan.consumers]
+    assert len(silus) > 40
+    assert len(optimised.of("QLinearSigmoid")) == len(silus)
+    note = next(entry.value for entry in onnx.load(path).metadata_props if entry.key == QUANTIZATION_KEY)
+    assert json.loads(note)["target"] == "onnxruntime"
+
+
+def test_uint8_holds_what_is_not_symmetric(files, images):
+    """A network whose input and first weight are rounded by hand computes what the quantised one does."""
+    model = onnx.load(files("yolov8n"))
+    first = only(model, "model.0")
+    steps, zeros = qdq.asymmetric(first, {"images": (-0.25, 1.0)})
+    assert (steps, zeros) == ([pytest.approx(1.25 / 255)], [51])
+    tensor = inputs(images[:1]) * np.float32(1.25) - np.float32(0.25)
+    got = run(qdq.insert(model, first, steps, zeros), tensor)
+    weights = next(item for item in model.graph.initializer if item.name == "model.0.conv.weight")
+    weight = numpy_helper.to_array(weights)
+    scale = np.abs(weight).max((1, 2, 3), keepdims=True) / 127
+    weights.CopyFrom(numpy_helper.from_array((np.rint(weight / scale) * scale).astype(np.float32), weights.name))
+    step = np.float32(steps[0])
+    want = run(model, ((np.rint(tensor / step) + 51).clip(0, 255) - 51).astype(np.float32) * step)
+    assert min(map(decibels, want, got)) > 80
+    assert qdq.asymmetric(first, {"images": (0.5, 2.0)}) == ([pytest.approx(2 / 255)], [0])
+    assert qdq.asymmetric(first, {"images": (0.0, 0.0)}) == ([1.0], [0])
+
+
+def test_intervals_are_the_values_within_the_range(files, images, tmp_path):
+    model = onnx.load(files("yolov8n"))
+    tensors = [tensor for group in qdq.plan(model).sources for tensor in group]
+    found = calibrate(model, tensors, images, (SIZE, SIZE), Preprocessing(), cache=tmp_path)
+    every, most = found.intervals("minmax"), found.intervals("percentile", 99)
+    ranges = found.ranges("percentile", 99)
+    for name, (low, high) in every.items():
+        assert max(-low, high) == pytest.approx(found.ranges("minmax")[name])
+        assert most[name] == (max(low, -ranges[name]), min(high, ranges[name]))
+    after_silu = [name for name in tensors if name.endswith("/act/Mul_output_0")]
+    assert after_silu
+    assert all(-0.2785 < every[name][0] < 0 for name in after_silu)
+
+
+@pytest.mark.data
+def test_the_form_for_onnxruntime_is_close_to_float(data, tmp_path):
+    weights = tmp_path / "yolov8n.pt"
+    shutil.copy(data / "weights" / "yolov8n-recovered.pt", weights)
+    photographs = sorted((data / "coco128-val" / "images").rglob("*.jpg"))
+    source = export(YOLO(weights), imgsz=160, path=tmp_path / "float32.onnx")
+    path = quantize(source, photographs[:16], target="onnxruntime", path=tmp_path / "int8.onnx", cache=tmp_path)
+    letterbox = calibration.Letterbox(Preprocessing())
+    ratios = []
+    for file in photographs[-4:]:
+        tensor = letterbox([cv2.imread(str(file))], (160, 160), None, 1)[0]
+        ratios += map(decibels, run(source, tensor), run(path, tensor))
+    assert np.mean(ratios) > 14
+
+
+def test_targets_that_cannot_be(files, images, tmp_path):
+    with pytest.raises(ValueError, match=r"^target must be one of tensorrt, onnxruntime, got 'openvino'\.$"):
+        quantize(files("yolov8n"), images[0].parent, target="openvino", path=tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match=r"^target 'onnxruntime' is for method 'ptq', got method 'qat'; leave one"):
+        quantize("a.pt", "data.yaml", method="qat", target="onnxruntime")
+    command = ["quantize", "--weights", str(files("yolov8n")), "--data", str(images[0].parent), "--sensitivity"]
+    refused = CliRunner().invoke(app, [*command, "--target", "onnxruntime"])
+    assert refused.exit_code == 2
+    assert "--target cannot be combined with --sensitivity" in refused.output

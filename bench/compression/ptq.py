@@ -43,6 +43,7 @@ from fastyolo.runtime.letterbox import Letterbox
 from fastyolo.runtime.sources import read_image
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+FOR_ONNXRUNTIME = "target-onnxruntime"
 MIN_ROUNDS = 20
 HALVES = (0, 1)
 
@@ -59,7 +60,8 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     LOGGER.setLevel("WARNING")
     halves = split(arguments.data, arguments.work.resolve())
-    files = {name: [make(name, half, arguments) for half in HALVES] for name in ("float32", *CALIBRATORS, "naive")}
+    variants = ("float32", *CALIBRATORS, FOR_ONNXRUNTIME, "naive")
+    files = {name: [make(name, half, arguments) for half in HALVES] for name in variants}
     facts = environment()
     times = latencies({name: pair[0] for name, pair in files.items()}, arguments.imgsz, arguments.seconds)
     report: dict[str, Any] = {
@@ -117,6 +119,8 @@ def make(name: str, half: int, arguments: argparse.Namespace) -> Path:
         images = work / f"half{half}" / "images"
         if name == "naive":
             write_naive(float32, images, path)
+        elif name == FOR_ONNXRUNTIME:
+            quantize(float32, images, target="onnxruntime", path=path, cache=work / "calibration")
         else:
             quantize(float32, images, calibrator=name, path=path, cache=work / "calibration")
     return path

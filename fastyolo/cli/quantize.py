@@ -35,6 +35,11 @@ class Calibrator(str, Enum):
     minmax = "minmax"
 
 
+class Target(str, Enum):
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+
+
 def quantize(
     weights: Annotated[
         Path,
@@ -52,6 +57,9 @@ def quantize(
     calibrator: Annotated[
         Calibrator, typer.Option("--calibrator", help="How the range of a map is chosen.")
     ] = Calibrator.percentile,
+    target: Annotated[
+        Target, typer.Option("--target", help="tensorrt is for OpenVINO too; onnxruntime is for it alone, on CPUs.")
+    ] = Target.tensorrt,
     images: Annotated[int, typer.Option("--images", min=8, help="Images to calibrate on, at most.")] = 300,
     keep_float: Annotated[
         list[str] | None,
@@ -154,15 +162,22 @@ def quantize(
     json: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Write a model in INT8, as ONNX for TensorRT 10 and 11 and for OpenVINO.
+    """Write a model in INT8, as ONNX for TensorRT 10 and 11 and for OpenVINO, or for ONNX Runtime.
 
     On a CPU run it with OpenVINO (fastyolo predict --engine openvino). ONNX Runtime computes the same, but on x86 more
-    slowly than with float32: it has no int8 convolution whose output stays float for the activation.
+    slowly than with float32: it has no int8 convolution whose output stays float for the activation. With --target
+    onnxruntime activations are quantised as well, which it is fast with, and TensorRT is not.
     """
     if sensitivity:
         _refuse(
             "--sensitivity",
-            {"--method": method is Method.qat, "--outputs": outputs, "--dynamic": dynamic, "--output": output},
+            {
+                "--method": method is Method.qat,
+                "--target": target is Target.onnxruntime,
+                "--outputs": outputs,
+                "--dynamic": dynamic,
+                "--output": output,
+            },
         )
     else:
         _require("--sensitivity", {"--per-layer": per_layer, "--accuracy-of": accuracy_of is not None, "--plot": plot})
@@ -191,7 +206,7 @@ def quantize(
         from fastyolo.compress import quantization
 
         try:
-            target = quantization.target_of(weights, output)
+            file = quantization.target_of(weights, output)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--output") from error
         if method is Method.ptq and (weights.suffix != ".onnx" or Path(data).suffix in (".yaml", ".yml")):
@@ -209,19 +224,20 @@ def quantize(
                 data,
                 method=method.value,
                 calibrator=calibrator.value,
+                target=target.value,
                 images=images,
                 keep_float=keep_float or (),
                 outputs=outputs.value if outputs else None,
                 imgsz=size,
                 dynamic=dynamic or None,
-                path=target,
+                path=file,
                 cache=cache,
                 on_image=lambda done, total: _advance(bar, task, done, total, before_training=method is Method.qat),
                 **training,
             )
-        report = _report(target)
+        report = _report(file)
         if method is Method.qat:
-            report |= _trained(save_dir or target.with_suffix(""))
+            report |= _trained(save_dir or file.with_suffix(""))
         _print(console, report)
         if json:
             write_json(json, report)
@@ -325,4 +341,8 @@ def _print(console: Console, report: Mapping[str, Any]) -> None:
         table.add_row(name, str(value))
     console.print(table)
     console.print(report["model"], markup=False)
-    console.print("On a CPU run it with OpenVINO; ONNX Runtime is slower on x86 than with float32.", markup=False)
+    if report["target"] == "tensorrt":
+        hint = "On a CPU run it with OpenVINO; ONNX Runtime is slow with it on x86: for that, use --target onnxruntime."
+    else:
+        hint = "Run it with ONNX Runtime on a CPU; TensorRT wants the file that --target tensorrt makes."
+    console.print(hint, markup=False)

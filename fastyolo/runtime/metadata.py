@@ -141,6 +141,7 @@ class QuantizationNote:
         float32_bytes: of the float32 file.
         snr: where layers were chosen by "auto:N", the ratio of signal to noise in the head's maps, in dB, with
             everything quantised and with these layers in float.
+        target: the runtime that the quantisers stand in the right places for, "tensorrt" or "onnxruntime".
     """
 
     method: str
@@ -150,6 +151,7 @@ class QuantizationNote:
     keep_float: tuple[str, ...]
     float32_bytes: int
     snr: tuple[float, float] | None = None
+    target: str = "tensorrt"
 
     def properties(self) -> dict[str, str]:
         """The entry to write into a model file."""

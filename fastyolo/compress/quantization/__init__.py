@@ -25,6 +25,9 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Calibrator = Literal["entropy", "percentile", "minmax"]
 CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
 
+Target = Literal["tensorrt", "onnxruntime"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
 MIN_IMAGES = 8
 
 Progress = Callable[[int, int], None]
@@ -36,6 +39,7 @@ def quantize(
     *,
     method: Method = "ptq",
     calibrator: Calibrator = "percentile",
+    target: Target = "tensorrt",
     images: int = 300,
     keep_float: Sequence[str] = (),
     outputs: Outputs | None = None,
@@ -62,6 +66,9 @@ def quantize(
         calibrator: how the range of a map is chosen. "percentile": so that all but 0.01 % of its values are inside;
             "entropy": by the least loss of information, which can cut off the few large values that small objects
             have; "minmax": so that all values are inside.
+        target: "tensorrt": for TensorRT and OpenVINO, and correct but slower than float32 in ONNX Runtime on x86.
+            "onnxruntime": maps in uint8 and more of them, which ONNX Runtime computes in integers throughout; TensorRT
+            does not take it. For method "ptq".
         images: at most, from `data`. 100 to 500 are enough.
         keep_float: layers to leave in float, by the names of torch's modules: "model.4", "model.22.cv3.0". "auto:N"
             adds the N most sensitive ones, as `fastyolo.compress.sensitivity` ranks them.
@@ -87,10 +94,10 @@ def quantize(
         ImportError: a package that this needs is missing.
         OSError: the path or the cache cannot be written.
     """
-    _check(method, calibrator, keep_float, path, cache)
+    _check(method, calibrator, target, keep_float, path, cache)
     count = _arguments.integer("images", images, MIN_IMAGES)
     size = None if imgsz is None else _arguments.size("imgsz", imgsz)
-    target = target_of(weights, path)
+    written = target_of(weights, path)
     named, automatic = _automatic(keep_float)
     _check_training(method, weights, data, save_dir, training)
     _require_packages(method)
@@ -104,18 +111,19 @@ def quantize(
     calibrate = partial(
         ptq.calibrated, source, files, method=method, calibrator=calibrator, cache=store, on_image=on_image
     )
-    found = calibrate(keep_float=named)
     if automatic:
         from fastyolo.compress.quantization.sensitivity import keep_worst
 
-        kept = keep_worst(found, files, automatic, cache=store, on_part=on_image)
-        found = calibrate(keep_float=(*named, *kept.names))
+        kept = keep_worst(calibrate(keep_float=named), files, automatic, cache=store, on_part=on_image)
+        found = calibrate(target=target, keep_float=(*named, *kept.names))
         found = replace(found, note=replace(found.note, snr=(kept.snr_before, kept.snr)))
+    else:
+        found = calibrate(target=target, keep_float=named)
     if method == "qat":
-        folder = target.with_suffix("") if save_dir is None else Path(save_dir)
+        folder = written.with_suffix("") if save_dir is None else Path(save_dir)
         found = _trained(found, str(weights), str(data), folder, training or {}, form)
-    ptq.write(found.quantized(), target)
-    return target
+    ptq.write(found.quantized(), written)
+    return written
 
 
 def _trained(
@@ -152,11 +160,19 @@ def target_of(weights: str | Path, path: str | Path | None = None) -> Path:
 
 
 def _check(
-    method: str, calibrator: str, keep_float: Sequence[str], path: str | Path | None, cache: str | Path | None
+    method: str,
+    calibrator: str,
+    target: str,
+    keep_float: Sequence[str],
+    path: str | Path | None,
+    cache: str | Path | None,
 ) -> None:
-    for name, value, known in (("method", method, METHODS), ("calibrator", calibrator, CALIBRATORS)):
+    choices = {"method": (method, METHODS), "calibrator": (calibrator, CALIBRATORS), "target": (target, TARGETS)}
+    for name, (value, known) in choices.items():
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+    if method == "qat" and target != "tensorrt":
+        raise ValueError(f"target {target!r} is for method 'ptq', got method 'qat'; leave one of them out.")
     if isinstance(keep_float, str) or not all(isinstance(layer, str) for layer in keep_float):
         raise TypeError(f"keep_float must be a list of names of layers, got {keep_float!r}.")
     _arguments.path("path", path)

@@ -74,6 +74,15 @@ class Calibration:
             found = collector.compute_collection_result()
         return {name: float(max(-low, high)) for name, (low, high, *_) in found.items()}
 
+    def intervals(self, calibrator: Calibrator, percentile: float = 99.99) -> dict[str, tuple[float, float]]:
+        """The least and the largest value of each tensor that uint8 is to reach: those that there are, within `ranges`
+        of 0."""
+        found = self.ranges(calibrator, percentile)
+        return {
+            name: (max(float(low), -found[name]), min(float(high), found[name]))
+            for name, (_, _, low, high, _) in self.histograms.items()
+        }
+
 
 def choose_images(source: str | Path | Sequence[str | Path], count: int) -> list[Path]:
     """The images of a folder, a glob or a list; of more than `count`, those at equal distances in the sorted list.

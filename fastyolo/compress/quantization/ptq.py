@@ -14,7 +14,7 @@ import onnx
 from onnx import ModelProto, helper
 
 from fastyolo._files import replacing
-from fastyolo.compress.quantization import Calibrator, Method, Progress, calibration, domain, qdq
+from fastyolo.compress.quantization import Calibrator, Method, Progress, Target, calibration, domain, qdq
 from fastyolo.export import export
 from fastyolo.runtime.letterbox import Size
 from fastyolo.runtime.metadata import Metadata, QuantizationNote
@@ -45,6 +45,7 @@ class Calibrated:
         source: the model.
         plan: of its graph.
         scales: of the plan's groups.
+        zero_points: of maps in uint8; None: of those in int8.
         note: for the file's metadata.
     """
 
@@ -52,9 +53,10 @@ class Calibrated:
     plan: qdq.Plan
     scales: Sequence[float]
     note: QuantizationNote
+    zero_points: Sequence[int] | None = None
 
     def quantized(self) -> ModelProto:
-        graph = qdq.insert(self.source.graph, self.plan, self.scales)
+        graph = qdq.insert(self.source.graph, self.plan, self.scales, self.zero_points)
         properties = {entry.key: entry.value for entry in graph.metadata_props}
         helper.set_model_props(graph, properties | self.note.properties())
         return graph
@@ -120,6 +122,7 @@ def calibrated(
     *,
     method: Method,
     calibrator: Calibrator,
+    target: Target = "tensorrt",
     keep_float: Sequence[str],
     cache: Path | None,
     on_image: Progress,
@@ -129,8 +132,10 @@ def calibrated(
     Raises:
         ValueError, OSError: as `fastyolo.compress.quantize`.
     """
-    plan = qdq.plan(source.graph, keep_float=keep_float)
+    for_onnxruntime = target == "onnxruntime"
+    plan = qdq.plan(source.graph, keep_float=keep_float, activations=for_onnxruntime)
     known = {source.graph.graph.input[0].name: 255 * source.metadata.preprocessing.scale}
+    known |= {node.output[0]: 1.0 for node in source.graph.graph.node if node.op_type == "Sigmoid"}
     tensors = [tensor for group in plan.sources for tensor in group if tensor not in known]
     found = calibration.calibrate(
         source.graph,
@@ -143,10 +148,15 @@ def calibrated(
     )
     for sentence in domain.of_values(found, tensors):
         warnings.warn(sentence, stacklevel=3)
-    scales = qdq.scales(plan, known | found.ranges(calibrator, PERCENTILE))
+    zero_points = None
+    if for_onnxruntime:
+        positive = {name: (0.0, largest) for name, largest in known.items()}
+        scales, zero_points = qdq.asymmetric(plan, positive | found.intervals(calibrator, PERCENTILE))
+    else:
+        scales = qdq.scales(plan, known | found.ranges(calibrator, PERCENTILE))
     size = source.graph.ByteSize()
-    note = QuantizationNote(method, calibrator, found.images, found.key, tuple(keep_float), size)
-    return Calibrated(source, plan, scales, note)
+    note = QuantizationNote(method, calibrator, found.images, found.key, tuple(keep_float), size, target=target)
+    return Calibrated(source, plan, scales, note, zero_points)
 
 
 def write(model: ModelProto, target: Path) -> None:

@@ -8,9 +8,11 @@ Add: otherwise int8 maps are converted on the way. These are the places that NVI
 fastest (https://github.com/NVIDIA-AI-IOT/yolo_deepstream). The convolutions whose outputs are decoded, that of the DFL
 and those of the gates of ECA and of the global context stay float.
 
-OpenVINO fuses the same places into int8 kernels. ONNX Runtime does not on x86: its int8 convolution needs another
-QuantizeLinear before the activation, and maps in uint8, which TensorRT does not take. It computes what the file says,
-with convolutions in float32 and the time of the rounding on top.
+OpenVINO fuses the same places into int8 kernels. ONNX Runtime does not on x86: its integer convolution needs another
+QuantizeLinear before the activation, and is fast with maps in uint8, which TensorRT does not take. Of a graph in the
+form above it computes what the file says, with convolutions in float32 and the time of the rounding on top. So there is
+a second form for it, in which what convolutions put out is quantised too, and Sigmoid and Mul become tables and integer
+products (`plan(activations=True)`, `insert` with zero points).
 """
 
 from __future__ import annotations
@@ -76,13 +78,14 @@ class Counts:
     reformat_free: int
 
 
-def plan(model: ModelProto, *, keep_float: Collection[str] = ()) -> Plan:
+def plan(model: ModelProto, *, keep_float: Collection[str] = (), activations: bool = False) -> Plan:
     """Which convolutions of a graph are quantised, and which tensors.
 
     Args:
         model: a float32 graph of `fastyolo export`, with any outputs. It is not changed.
         keep_float: layers to leave in float, by the names of torch's modules: "model.4" means the whole block,
             "model.22.cv3.0" a branch, "model.22.cv3.0.0.conv" a convolution.
+        activations: quantise what convolutions put out too, and what their SiLU puts out, as ONNX Runtime wants it.
 
     Raises:
         TypeError: keep_float is a string.
@@ -96,13 +99,17 @@ def plan(model: ModelProto, *, keep_float: Collection[str] = ()) -> Plan:
     if not convolutions:
         raise ValueError("keep_float must leave a convolution to quantise, and none is left; name fewer layers.")
     quantised = _quantised(graph, convolutions)
+    activated = _activated(graph, convolutions) if activations else set()
     movers = [node for node in graph.movers if quantised.issuperset((*_maps(node), *node.output))]
     adds = [node for node in graph.adds if quantised.issuperset(node.input)]
 
-    consumers: dict[str, list[str]] = {tensor: [] for tensor in graph.tensors if tensor in quantised}
+    consumers: dict[str, list[str]] = {tensor: [] for tensor in graph.tensors if tensor in quantised | activated}
     for node in (*convolutions, *movers, *adds):
         for tensor in dict.fromkeys(_maps(node)):
-            consumers[tensor].append(node.name)
+            if tensor not in activated:
+                consumers[tensor].append(node.name)
+    for tensor in activated:
+        consumers[tensor] += dict.fromkeys(node.name for node in graph.readers[tensor])
     shared = _Partition(consumers)
     for node in movers:
         shared.join(*_maps(node), *node.output)
@@ -151,16 +158,37 @@ def scales(plan: Plan, ranges: Mapping[str, float]) -> list[float]:
     return [max(ranges[tensor] for tensor in sources) / MAXIMUM or 1.0 for sources in plan.sources]
 
 
-def insert(model: ModelProto, plan: Plan, scales: Sequence[float]) -> ModelProto:
+def asymmetric(plan: Plan, intervals: Mapping[str, tuple[float, float]]) -> tuple[list[float], list[int]]:
+    """The steps and the zero points for `insert`, of which each group's interval makes 0 to 255.
+
+    A SiLU's values are above -0.28, so that of symmetric int8 nearly half would be unused.
+
+    Args:
+        plan: as above.
+        intervals: least and largest value that is to be reached, for each of the plan's sources at least.
+    """
+    steps, zeros = [], []
+    for sources in plan.sources:
+        low = min(0.0, *(intervals[tensor][0] for tensor in sources))
+        high = max(0.0, *(intervals[tensor][1] for tensor in sources))
+        steps.append((high - low) / 255 or 1.0)
+        zeros.append(round(-low / steps[-1]))
+    return steps, zeros
+
+
+def insert(
+    model: ModelProto, plan: Plan, scales: Sequence[float], zero_points: Sequence[int] | None = None
+) -> ModelProto:
     """A copy of the graph with QuantizeLinear and DequantizeLinear where the plan says.
 
-    Maps are int8 with one scale each and the zero point 0; weights int8 with a scale for each output channel from its
-    largest absolute value; biases stay float.
+    Maps have one scale each; weights are int8 with a scale for each output channel from its largest absolute value;
+    biases stay float.
 
     Args:
         model: the graph that the plan was made for.
         plan: as above.
         scales: a positive step for each of `plan.groups`: the largest absolute value that int8 is to reach, over 127.
+        zero_points: in [0, 255], of maps in uint8. None: maps in int8 with the zero point 0.
 
     Raises:
         ValueError: the number of scales is not that of the groups, or a scale is not positive and finite.
@@ -174,7 +202,7 @@ def insert(model: ModelProto, plan: Plan, scales: Sequence[float]) -> ModelProto
     result.CopyFrom(model)
     del result.graph.node[:], result.graph.initializer[:]
     del result.graph.value_info[:]  # sizes of inner maps, which readers infer
-    insertion = _Insertion(model.graph, plan, scales)
+    insertion = _Insertion(model.graph, plan, scales, zero_points)
     result.graph.node.extend(insertion.nodes())
     read = {tensor for node in result.graph.node for tensor in node.input}
     result.graph.initializer.extend(item for item in model.graph.initializer if item.name in read)
@@ -258,6 +286,17 @@ def _quantised(graph: _Graph, convolutions: Sequence[NodeProto]) -> set[str]:
             if not found.isdisjoint(node.input):
                 found.update(node.input)
     return found
+
+
+def _activated(graph: _Graph, convolutions: Sequence[NodeProto]) -> set[str]:
+    """What these convolutions put out; and of those with a SiLU, its sigmoid and its product."""
+    found: set[str] = set()
+    for node in convolutions:
+        found.update(node.output)
+        readers = {reader.op_type: reader for reader in graph.readers[node.output[0]]}
+        if readers.keys() == {"Sigmoid", "Mul"} and readers["Sigmoid"].output[0] in readers["Mul"].input:
+            found.update(readers["Sigmoid"].output, readers["Mul"].output)
+    return found - set(graph.outputs)
 
 
 def _last_convolutions(graph: _Graph) -> set[str]:
@@ -357,15 +396,21 @@ class _Partition:
 class _Insertion:
     """The nodes of a quantised graph, and the constants that they read beside those of the graph."""
 
-    def __init__(self, graph: GraphProto, plan: Plan, scales: Sequence[float]) -> None:
+    def __init__(
+        self, graph: GraphProto, plan: Plan, scales: Sequence[float], zero_points: Sequence[int] | None
+    ) -> None:
         self.constants: list[TensorProto] = []
         self._graph = graph
         self._plan = plan
         self._weights = {item.name: item for item in graph.initializer}
-        self._zero = self._constant("quantization.zero_point", np.zeros((), np.int8))
         self._scales: dict[str, str] = {}
+        self._zeros: dict[str, str] = {}
+        zero = self._constant("quantization.zero_point", np.int8(0)) if zero_points is None else ""
         for index, (group, scale) in enumerate(zip(plan.groups, scales, strict=True)):
+            if zero_points is not None:
+                zero = self._constant(f"quantization.zero_point_{index}", np.uint8(zero_points[index]))
             self._scales |= dict.fromkeys(group, self._constant(f"quantization.scale_{index}", np.float32(scale)))
+            self._zeros |= dict.fromkeys(group, zero)
 
     def nodes(self) -> Iterator[NodeProto]:
         """In an order in which they can run."""
@@ -385,10 +430,10 @@ class _Insertion:
                 yield from self._of_map(tensor)
 
     def _of_map(self, tensor: str) -> Iterator[NodeProto]:
-        if tensor in self._scales:
-            scale, whole = self._scales[tensor], f"{tensor}_quantized"
-            yield _node("QuantizeLinear", tensor, [tensor, scale, self._zero], whole)
-            yield _node("DequantizeLinear", tensor, [whole, scale, self._zero], _dequantised(tensor))
+        if tensor in self._zeros:
+            scale, zero, whole = self._scales[tensor], self._zeros[tensor], f"{tensor}_quantized"
+            yield _node("QuantizeLinear", tensor, [tensor, scale, zero], whole)
+            yield _node("DequantizeLinear", tensor, [whole, scale, zero], _dequantised(tensor))
 
     def _of_weight(self, convolution: NodeProto) -> Iterator[NodeProto]:
         """Lets the convolution read its weight in int8; two convolutions may have one."""
