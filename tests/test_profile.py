@@ -326,6 +326,9 @@ def test_command(images, tmp_path):
     for arguments, words in {
         ("training", *small): "--data",
         ("head", *small, "--source", folder): "--source",
+        ("head", *small, "--stock"): "--stock",
+        ("training", *small, "--data", "x.yaml", "--conf", "0"): "--conf",
+        ("inference", *small, "--batch", "4"): "--batch",
         ("inference", *small, "--data", "x.yaml"): "--data",
         ("inference", *small, "--trace", "trace.txt"): "--trace",
         ("training", *small, "--data", "x.yaml", "--set", "epoch=1"): "the nearest is 'epochs'",

@@ -9,6 +9,7 @@ import typer
 
 from fastyolo.cli.bench import bench_app
 from fastyolo.cli.common import OneSentence
+from fastyolo.cli.doctor import doctor
 from fastyolo.cli.export import export
 from fastyolo.cli.info import info
 from fastyolo.cli.predict import predict
@@ -47,6 +48,7 @@ app.command(epilog="Example: fastyolo info yolov8s-fast.yaml --json info.json")(
 app.command(epilog="Example: fastyolo profile training --weights yolov8s-fast.yaml --data pcb.yaml --trace trace.json")(
     profile
 )
+app.command(epilog="Example: fastyolo doctor --data pcb.yaml --imgsz 640 --save-dir worst --json doctor.json")(doctor)
 app.add_typer(bench_app, name="bench")
 
 main: Callable[[], None] = app

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +16,10 @@ from rich.table import Table
 
 from fastyolo._files import write_json
 from fastyolo.cli.common import (
-    Conf,
     Debug,
     DeviceName,
     Half,
     ImageSize,
-    Iou,
     Json,
     Stock,
     check_device,
@@ -58,14 +57,26 @@ def profile(
         ),
     ] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="YAML", help="training: data set.")] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="training: images per step.")] = 16,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="training: images per step.", show_default="16")
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="training: any argument of 'fastyolo train'; repeatable."),
     ] = None,
     imgsz: ImageSize = 640,
-    conf: Conf = 0.25,
-    iou: Iou = 0.7,
+    conf: Annotated[
+        float | None,
+        typer.Option(
+            "--conf", min=0.0, max=1.0, help="inference: score that a detection must exceed.", show_default="0.25"
+        ),
+    ] = None,
+    iou: Annotated[
+        float | None,
+        typer.Option(
+            "--iou", min=0.0, max=1.0, help="inference: IoU above which the lesser box is dropped.", show_default="0.7"
+        ),
+    ] = None,
     device: DeviceName = None,
     half: Half = False,
     stock: Stock = False,
@@ -96,7 +107,13 @@ def profile(
     kept.
     """
     with reporting(debug):
-        _check(part, source, data, assignments, trace)
+        inference = {"--source": source, "--conf": conf, "--iou": iou, "--half": half, "--stock": stock}
+        _refuse(part, Part.inference, inference)
+        _refuse(part, Part.training, {"--data": data, "--batch": batch, "--set": assignments})
+        if part is Part.training and data is None:
+            raise typer.BadParameter("it is missing, and training needs a data set.", param_hint="--data")
+        if trace and trace.suffix != ".json":
+            raise typer.BadParameter(f"it must end in .json, got {trace.name!r}.", param_hint="--trace")
         import torch
 
         from fastyolo import diagnose
@@ -125,26 +142,19 @@ def profile(
                 if part is Part.head:
                     found = diagnose.profile.head(model, imgsz=imgsz, device=target, **watched)
                 else:
-                    settings = {"conf": conf, "iou": iou, "device": target, "quantize": 16 if half else None}
+                    settings: dict[str, Any] = {"device": target, "quantize": 16 if half else None}
+                    settings |= {"conf": 0.25 if conf is None else conf, "iou": 0.7 if iou is None else iou}
                     found = diagnose.profile.inference(model, _images(source), imgsz=imgsz, **settings, **watched)
         _print(console, found)
         if json:
             write_json(json, found.to_json())
 
 
-def _check(part: Part, source: str | None, data: str | None, assignments: list[str] | None, trace: Path | None) -> None:
+def _refuse(part: Part, use: Part, options: Mapping[str, Any]) -> None:
     """Refuse options that the part has no use for, before anything is loaded."""
-    if part is Part.training and data is None:
-        raise typer.BadParameter("it is missing, and training needs a data set.", param_hint="--data")
-    for option, value, use in (
-        ("--source", source, Part.inference),
-        ("--data", data, Part.training),
-        ("--set", assignments, Part.training),
-    ):
-        if value and part is not use:
-            raise typer.BadParameter(f"it is for {use.value}, got {part.value}; leave it out.", param_hint=option)
-    if trace and trace.suffix != ".json":
-        raise typer.BadParameter(f"it must end in .json, got {trace.name!r}.", param_hint="--trace")
+    given = [option for option, value in options.items() if value is not None and value is not False]
+    if given and part is not use:
+        raise typer.BadParameter(f"it is for {use.value}, got {part.value}; leave it out.", param_hint=given[0])
 
 
 def _images(source: str | None) -> list[str]:
