@@ -5,7 +5,8 @@ python bench/compression/ptq.py --weights yolov8n.pt --data coco128-val/data.yam
 
 The validation images are split in two halves. A model that is calibrated on one is measured on the other, so that no
 image serves for both, and the results of the two are averaged. float32 is measured on the same halves. "naive" is what
-onnxruntime.quantization.quantize_static makes with every operator quantised, by its min-max ranges. All run in ONNX
+onnxruntime.quantization.quantize_static makes with every operator quantised, by its min-max ranges;
+"target-onnxruntime" is the percentile calibrator in the form for ONNX Runtime. All run in ONNX
 Runtime on the CPU; latency is measured in it and in OpenVINO, one image to a run, in turns. What is in --work is kept,
 so the command can be repeated until all is there. Needs openvino.
 """
@@ -18,23 +19,20 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import torch
 import yaml
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from runtimes import RUNTIMES, latencies
 from ultralytics.data.utils import check_det_dataset, img2label_paths
 
 from fastyolo._files import replacing, write_json
 from fastyolo.bench.environment import environment, installed_version
-from fastyolo.bench.timing import CpuContender, interleave
 from fastyolo.compress.quantization import CALIBRATORS, ptq, qdq, quantize
 from fastyolo.export import export
 from fastyolo.integrations.ultralytics.accuracy import evaluate
@@ -44,7 +42,6 @@ from fastyolo.runtime.sources import read_image
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FOR_ONNXRUNTIME = "target-onnxruntime"
-MIN_ROUNDS = 20
 HALVES = (0, 1)
 
 
@@ -184,36 +181,6 @@ def accuracy(file: Path, data: Path, arguments: argparse.Namespace) -> dict[str,
         write_json(kept, {"mAP50": found.map50, "mAP50-95": found.map50_95})
     result: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
     return result
-
-
-def latencies(files: dict[str, Path], imgsz: int, seconds: float) -> dict[str, float]:
-    """Median milliseconds of a run."""
-    image = np.random.default_rng(0).random((1, 3, imgsz, imgsz), np.float32)
-    contenders = {
-        f"{runtime} {name}": CpuContender([load(file, image)])
-        for runtime, load in RUNTIMES.items()
-        for name, file in files.items()
-    }
-    timings = interleave(contenders, seconds=seconds, min_rounds=MIN_ROUNDS)
-    return {name: round(timing.median_us / 1e3, 3) for name, timing in timings.items()}
-
-
-def in_onnxruntime(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow down the other contenders
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return partial(session.run, None, {"images": image})
-
-
-def in_openvino(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
-    # What is not int8 in float32: OpenVINO takes bfloat16 by itself on a processor that is fast in it.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
-    return partial(openvino.Core().compile_model(file, "CPU", settings), image)
-
-
-RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
 
 
 if __name__ == "__main__":

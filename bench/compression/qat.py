@@ -12,28 +12,22 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import torch
 import yaml
+from runtimes import RUNTIMES, latencies
 
 from fastyolo._files import write_json
 from fastyolo.bench.environment import environment, installed_version
-from fastyolo.bench.timing import CpuContender, interleave
 from fastyolo.compress.quantization import CALIBRATORS, qdq, quantize
 from fastyolo.export import export
 from fastyolo.integrations.ultralytics.accuracy import evaluate
 from fastyolo.integrations.ultralytics.export import LOGGER, YOLO
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-MIN_ROUNDS = 20
 
 
 def main() -> None:
@@ -115,35 +109,6 @@ def assess(file: Path, size: dict[str, int], times: dict[str, float], arguments:
             runtime: round(times[f"{runtime} float32"] / times[f"{runtime} {name}"], 3) for runtime in RUNTIMES
         },
     }
-
-
-def latencies(files: dict[str, Path], imgsz: int, seconds: float) -> dict[str, float]:
-    """Median milliseconds of a run."""
-    image = np.random.default_rng(0).random((1, 3, imgsz, imgsz), np.float32)
-    contenders = {
-        f"{runtime} {name}": CpuContender([load(file, image)])
-        for runtime, load in RUNTIMES.items()
-        for name, file in files.items()
-    }
-    timings = interleave(contenders, seconds=seconds, min_rounds=MIN_ROUNDS)
-    return {name: round(timing.median_us / 1e3, 3) for name, timing in timings.items()}
-
-
-def in_onnxruntime(file: Path, image: np.ndarray) -> Callable[[], Any]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow down the other contenders
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return partial(session.run, None, {"images": image})
-
-
-def in_openvino(file: Path, image: np.ndarray) -> Callable[[], Any]:
-    # What is not int8 in float32: OpenVINO takes bfloat16 by itself on a processor that is fast in it.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
-    return partial(openvino.Core().compile_model(file, "CPU", settings), image)
-
-
-RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
 
 
 def settings_of(run: Path) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Latency of ONNX files in the runtimes that compute int8 on a CPU, in turns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import openvino
+
+from fastyolo.bench.timing import CpuContender, interleave
+
+MIN_ROUNDS = 20
+
+
+def latencies(files: dict[str, Path], imgsz: int, seconds: float) -> dict[str, float]:
+    """Median milliseconds of a run."""
+    image = np.random.default_rng(0).random((1, 3, imgsz, imgsz), np.float32)
+    contenders = {
+        f"{runtime} {name}": CpuContender([load(file, image)])
+        for runtime, load in RUNTIMES.items()
+        for name, file in files.items()
+    }
+    timings = interleave(contenders, seconds=seconds, min_rounds=MIN_ROUNDS)
+    return {name: round(timing.median_us / 1e3, 3) for name, timing in timings.items()}
+
+
+def in_onnxruntime(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow down the other contenders
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return partial(session.run, None, {"images": image})
+
+
+def in_openvino(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
+    # What is not int8 in float32: OpenVINO takes bfloat16 by itself on a processor that is fast in it.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
+    return partial(openvino.Core().compile_model(file, "CPU", settings), image)
+
+
+RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
