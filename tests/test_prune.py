@@ -30,7 +30,7 @@ import fastyolo
 from fastyolo.cli import app
 from fastyolo.compress.pruning import channels as finding
 from fastyolo.compress.pruning import prune, selection
-from fastyolo.compress.pruning.latency import Stopwatch
+from fastyolo.compress.pruning.latency import LatencyMeter
 from fastyolo.integrations.ultralytics import pruning as integration
 from fastyolo.integrations.ultralytics.acceleration import HeadTap
 from fastyolo.integrations.ultralytics.facts import PARTS, cost
@@ -240,7 +240,7 @@ def test_latency_is_that_of_onnx_runtime(checkpoint, monkeypatch):
         pytest.importorskip(package)
     monkeypatch.setattr("fastyolo.compress.pruning.latency.SECONDS", 0.0)
     model = YOLO(checkpoint)
-    stopwatch = Stopwatch(model, SIZE, threads=1)
+    stopwatch = LatencyMeter(model, SIZE, threads=1)
     assert stopwatch.reference_ms > 0
     assert stopwatch.ms(integration.prunable(model)) > 0
 
@@ -266,8 +266,8 @@ def test_latency_is_a_target(trained, tmp_path, monkeypatch):
     """With a clock that goes by FLOPs, since a real one would make the test depend on the machine."""
     clock = lambda self, network: cost(network, SIZE)["flops"] / 1e6  # noqa: E731
     whole = cost(integration.prunable(YOLO(trained)), SIZE)["flops"] / 1e6
-    monkeypatch.setattr(Stopwatch, "__init__", lambda self, *_: setattr(self, "reference_ms", whole))
-    monkeypatch.setattr(Stopwatch, "ms", clock)
+    monkeypatch.setattr(LatencyMeter, "__init__", lambda self, *_: setattr(self, "reference_ms", whole))
+    monkeypatch.setattr(LatencyMeter, "ms", clock)
     report = prune(trained, latency=0.5 * whole, imgsz=SIZE, multiple=8, path=tmp_path / "pruned.pt")
     assert 0.45 * whole < report.after.latency_ms <= 0.5 * whole
     assert report.before.latency_ms == whole

@@ -129,7 +129,7 @@ def main() -> None:
     logs.mkdir(exist_ok=True)
     for run in runs:
         shutil.copyfile(run.log, logs / f"{run.folder.name}.csv")
-    plot(runs, logs / "curves.png", title)
+    plot(runs, logs / "curves.svg", title)
     write_json(HERE.parent / "results" / f"{title}-{report['environment']['date'][:10]}.json", report)
 
 
@@ -203,7 +203,7 @@ def plot(runs: list[Run], path: Path, title: str) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110, format="png")
+    figure.savefig(temporary, format="svg", metadata={"Date": None})
     temporary.replace(path)
 
 

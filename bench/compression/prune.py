@@ -23,7 +23,7 @@ from ultralytics.utils import LOGGER
 from fastyolo._files import write_json
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.compress.pruning import prune
-from fastyolo.compress.pruning.latency import Stopwatch
+from fastyolo.compress.pruning.latency import LatencyMeter
 from fastyolo.compress.pruning.run import train
 from fastyolo.integrations.ultralytics.accuracy import evaluate
 
@@ -94,11 +94,11 @@ def assess(name: str, weights: Path, share: float, arguments: argparse.Namespace
     report = prune(weights, **settings, say=print)
     LOGGER.setLevel("WARNING")
     row: dict[str, Any] = {"share": share, **report.as_dict(), "weights": Path(weights).name}
-    del row["path"]
+    del row["path"], row["layers"]
     if not arguments.latency_only:
         stages = {"unpruned": weights, "pruned": folder / "runs" / "step-1" / "pruned.pt", "trained": report.path}
         row["accuracy"] = {stage: accuracy(file, arguments) for stage, file in stages.items()}
-    stopwatch = Stopwatch(YOLO(str(weights)), arguments.imgsz, torch.get_num_threads())
+    stopwatch = LatencyMeter(YOLO(str(weights)), arguments.imgsz, torch.get_num_threads())
     ms = stopwatch.ms(YOLO(report.path).model)
     removed = 1 - report.after.flops / report.before.flops
     row["latency"] = {"unpruned_ms": stopwatch.reference_ms, "pruned_ms": ms}

@@ -113,6 +113,16 @@ def reporting(debug: bool) -> Iterator[None]:
             raise typer.Exit(1) from error
 
 
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Says after Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nfastyolo: Interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
 def progress_bar(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

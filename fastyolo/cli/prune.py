@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, Weights, check_device, reporting, writable
+from fastyolo.cli.common import Debug, Json, Weights, check_device, reporting, resumable, writable
 from fastyolo.cli.train import given_arguments
 
 
@@ -126,7 +125,7 @@ def prune(
         if not data:
             ultralytics.LOGGER.setLevel("WARNING")
         console = Console(highlight=False, soft_wrap=True)
-        try:
+        with resumable():
             report = prune(
                 weights,
                 data,
@@ -150,9 +149,6 @@ def prune(
                 folder=save_dir,
                 say=lambda line: console.print(line, markup=False),
             )
-        except KeyboardInterrupt:
-            print("\nfastyolo: The run was interrupted; repeat the command to go on with it.", file=sys.stderr)
-            raise typer.Exit(130) from None
         console.print(report)
         console.print(report.path, markup=False)
         if json:

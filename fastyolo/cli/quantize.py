@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +15,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, check_device, image_size, progress_bar, reporting, writable
+from fastyolo.cli.common import Debug, Json, check_device, image_size, progress_bar, reporting, resumable, writable
 from fastyolo.cli.export import Outputs
 from fastyolo.cli.sensitivity import picture
 from fastyolo.cli.sensitivity import report as report_sensitivity
@@ -187,7 +185,7 @@ def quantize(
     with reporting(debug):
         size = None if imgsz is None else image_size(imgsz)
         if sensitivity:
-            with _resumable():
+            with resumable():
                 report_sensitivity(
                     Console(highlight=False, soft_wrap=True),
                     json,
@@ -217,7 +215,7 @@ def quantize(
         training: dict[str, Any] = {}
         if method is Method.qat:
             training = {"save_dir": save_dir, "training": _training(epochs, device, assignments or [])}
-        with _resumable(), progress_bar(console) as bar:
+        with resumable(), progress_bar(console) as bar:
             task = bar.add_task("calibrate", total=None)
             quantization.quantize(
                 weights,
@@ -241,16 +239,6 @@ def quantize(
         _print(console, report)
         if json:
             write_json(json, report)
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """Says after Ctrl-C that nothing is lost."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\nfastyolo: Interrupted; the same command goes on where it stopped.", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 def _training(epochs: int | None, device: str | None, assignments: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ SECONDS = 3.0  # of measuring for each network
 MIN_ROUNDS = 10
 
 
-class Stopwatch:
+class LatencyMeter:
     """Measures networks in turns with a reference, so that what else the machine does meets both alike.
 
     Args:

@@ -18,7 +18,7 @@ import torch
 from fastyolo import _files
 from fastyolo.compress.pruning import channels as finding
 from fastyolo.compress.pruning import selection
-from fastyolo.compress.pruning.latency import Stopwatch
+from fastyolo.compress.pruning.latency import LatencyMeter
 from fastyolo.compress.pruning.report import Costs, Layer, Report
 from fastyolo.integrations.ultralytics import pruning as ultralytics
 from fastyolo.integrations.ultralytics import runs
@@ -198,7 +198,7 @@ class _Aim:
         self._stopwatch = None
         if options.kind == "latency":
             say("Measuring the latency")
-            self._stopwatch = Stopwatch(model, options.imgsz, threads or torch.get_num_threads())
+            self._stopwatch = LatencyMeter(model, options.imgsz, threads or torch.get_num_threads())
         self._choice = _Choice(self, self.original)
         if self._stopwatch:
             self._start, self._end = self._stopwatch.reference_ms, options.value
