@@ -295,6 +295,19 @@ def test_head_alone(tmp_path):
     assert not any("LightDetect" in change.what for change in found.changes)  # which it has
 
 
+def test_an_end_to_end_head_is_profiled_as_prediction_runs_it():
+    model = YOLO("yolov10n.yaml")
+    model.model.end2end = True  # as nms=False does
+    found = stages(profile.head(model, imgsz=64, rounds=4))
+    branches = {f"{name} of P{level}" for name in ("boxes", "classes") for level in (3, 4, 5)}
+    assert set(found) == branches | {"concatenate", "decode", "top-k", OTHER}
+    assert all(found[name].seconds > 0 for name in branches)
+    assert found["concatenate"].seconds < sum(found[name].seconds for name in branches)  # holds no branch
+    assert model.model.model[-1].cv2 is not None  # the model itself is left as it was
+    model.model.end2end = False
+    assert "top-k" not in stages(profile.head(model, imgsz=64, rounds=4))
+
+
 def test_a_lighter_head_is_proposed_with_its_share(monkeypatch):
     monkeypatch.setattr(profile, "measure", lambda device: profile.Roofline(flops=2e11, bytes=1e10))
     lighter = profiling.lighter_share(YOLO("yolov8n.yaml").model, 64, "head")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import tempfile
 from bisect import bisect_right
@@ -153,9 +154,10 @@ def head(
 ) -> Measured:
     """Profile the head alone, on random features of the shapes that an image of imgsz x imgsz gives it.
 
-    The stages are its branches, level by level, and the decoding of their outputs.
+    The stages are its branches, level by level, and the decoding of their outputs. They are those that prediction runs:
+    with folded normalisation, and of an end-to-end head the one-to-one branches.
     """
-    network = model.model.float().eval().to(device)
+    network = copy.deepcopy(model.model).float().eval().fuse(verbose=False).to(device)
     last = network.model[-1]
     features = _features(network, imgsz)
     watch = Stopwatch(next(network.parameters()).device)
@@ -170,17 +172,18 @@ def head(
 
     with ExitStack() as undo:
         undo.enter_context(torch.inference_mode())
-        branches = last.one2many
+        branches = last.one2one if last.end2end else last.one2many
         for kind, name in (("box_head", "boxes"), ("cls_head", "classes")):
             for level, (branch, stride) in enumerate(zip(branches[kind], last.stride.tolist(), strict=True)):
                 undo.enter_context(_timed(branch, f"{name} of P{level_name(stride, level)}", watch))
         undo.enter_context(_method_timed(last, "_inference", "decode", watch))
+        undo.enter_context(_method_timed(last, "postprocess", "top-k", watch))  # of an end-to-end head
         run(WARMUP)
         watch.rounds.clear()
         run(rounds)
         measured = list(watch.rounds)
         busy = _traced(lambda: run(min(rounds, 5)), watch, [], watch.device, trace)
-    lighter = lighter_share(network, imgsz, "head")
+    lighter = lighter_share(model.model, imgsz, "head")
     return Measured(measured, [], watch.device, {"imgsz": imgsz, "lighter": lighter}, busy)
 
 
