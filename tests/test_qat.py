@@ -286,7 +286,7 @@ def test_file_has_the_weights_of_the_best_checkpoint(trained):
 def test_arguments_are_those_of_a_short_fine_tuning(trained, folder):
     arguments = yaml.safe_load((trained[1] / "args.yaml").read_text())
     expected = {
-        "lr0": 0.002,
+        "lr0": 0.0002,
         "optimizer": "SGD",
         "momentum": 0.9,
         "imgsz": SIZE,
@@ -296,11 +296,11 @@ def test_arguments_are_those_of_a_short_fine_tuning(trained, folder):
     }
     assert {name: arguments[name] for name in expected} == expected
     assert arguments["distill_model"] == str(trained[1] / "float.pt")
-    assert max(row["lr/pg0"] for row in rows(trained[1])) <= 0.002
+    assert max(row["lr/pg0"] for row in rows(trained[1])) <= 0.0002
     assert all(row["train/kd_cls"] > 0 for row in rows(trained[1]))
     unspecified = training._arguments(YOLO(folder / "float.pt"), {"optimizer": "auto"})
     assert (unspecified["optimizer"], unspecified["epochs"]) == ("AdamW", 8)
-    assert unspecified["lr0"] == pytest.approx(0.1 * 0.002 * 5 / 7)
+    assert unspecified["lr0"] == pytest.approx(0.01 * 0.002 * 5 / 7)
 
 
 def test_statistics_are_frozen_after_the_warm_up(folder, places, tmp_path):
