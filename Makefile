@@ -28,7 +28,7 @@ $(BUILT): $(REQUIREMENTS) $(SOURCES)
 	@touch $@
 
 demo: $(BUILT)
-	$(BIN)/fastyolo predict --save-dir runs/demo $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	$(BIN)/fastyolo predict --save-dir runs/pictures $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 # Two runs side by side: each leaves a core idle most of the time. Threads that wait for others must not spin then, or
 # they keep those from running.

@@ -14,6 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from fastyolo.bench import model_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 OPENING, CLOSING = "<!-- results -->\n", "<!-- /results -->"
@@ -85,7 +87,7 @@ def render_ops(report: dict[str, Any]) -> str:
 
 
 def _table_of_rows(rows: list[dict[str, Any]]) -> str:
-    lines = ["| | fastyolo | peer | ratio | GB/s | of memory speed |", "|---|--:|--:|--:|--:|--:|"]
+    lines = ["| | fastyolo | peer | ratio | GB/s | of the machine's limit |", "|---|--:|--:|--:|--:|--:|"]
     for row in rows:
         times = {name: timing["median_us"] for name, timing in row["contenders"].items()}
         ours = times.pop("fastyolo")
@@ -97,7 +99,7 @@ def _table_of_rows(rows: list[dict[str, Any]]) -> str:
             peers or "-",
             ratios or "-",
             f"{row['gb_per_s']:.1f}",
-            f"{row['memory_share']:.0%}",
+            f"{_limit_share(row):.0%} {row.get('bound', 'memory')}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -107,7 +109,8 @@ def _table_of_inputs(rows: list[dict[str, Any]]) -> str:
     """A line for each operator and inputs, a column for each dtype and direction."""
     columns = list(dict.fromkeys((row["dtype"], row["pass"]) for row in rows))
     lines = [
-        "Time, and how many times as long the faster one of the peers takes; for `eca` also the time in copies of x.",
+        "Time, and how many times as long the fastest of the peers takes; for `eca` also the time in copies of x; and "
+        "the share of the machine's limit, which is that of the memory unless it says compute.",
         "",
         f"| | {' | '.join(f'{dtype}, {direction}' for dtype, direction in columns)} |",
         f"|---|{'--:|' * len(columns)}",
@@ -123,7 +126,15 @@ def _time_and_ratios(row: dict[str, Any]) -> str:
     peers = {name: ratio for name, ratio in row["ratio"].items() if name not in ("fastyolo", "copy")}
     fastest = min(peers, key=peers.__getitem__)
     copies = f", {1 / copy:.1f} copies" if copy else ""
-    return f"{_time(row['contenders']['fastyolo']['median_us'])}, {peers[fastest]:.1f} ({fastest}){copies}"
+    time = _time(row["contenders"]["fastyolo"]["median_us"])
+    bound = " compute" if row.get("bound") == "compute" else ""
+    return f"{time}, {peers[fastest]:.1f} ({fastest}){copies}, {_limit_share(row):.0%}{bound}"
+
+
+def _limit_share(row: dict[str, Any]) -> float:
+    """Files from before the roofline was measured know the limit of the memory alone."""
+    share: float = row.get("limit_share", row["memory_share"])
+    return share
 
 
 def render_accuracy(report: dict[str, Any]) -> str:
@@ -179,31 +190,11 @@ def render_models(report: dict[str, Any]) -> str:
 
 
 def render_model(report: dict[str, Any]) -> str:
-    """A line for each input size of one model."""
-    rows = report["results"]
-    labels = {"pytorch": "PyTorch", "onnxruntime": f"ONNX Runtime {report['runtimes']['onnxruntime']}"}
-    columns = [f"ms in {labels[runtime]}: median, 90th percentile" for runtime in rows[0]["latency"]]
-    on_data = ""
-    if report["data"]:
-        at = report["recall_at"]
-        on_data = (
-            f" on {report['images']} images of {report['data']}; recall by COCO's sizes of objects, at IoU "
-            f"{at['iou']:g} and a score of {at['score']:g}"
-        )
-        columns += ["mAP50-95", "mAP50", *(f"recall, {size}" for size in rows[0]["recall"])]
-    lines = [
-        f"{_machine(report)}; {report['weights']}{on_data}; latency of one image.",
-        "",
-        f"| imgsz | {' | '.join(columns)} |",
-        f"|--:|{'--:|' * len(columns)}",
-    ]
-    for row in rows:
-        cells = [f"{time['median_ms']:.1f}, {time['p90_ms']:.1f}" for time in row["latency"].values()]
-        if report["data"]:
-            values = [row["mAP50-95"], row["mAP50"], *(size["recall"] for size in row["recall"].values())]
-            cells += ["-" if value is None else f"{value:.3f}" for value in values]
-        lines.append(f"| {row['imgsz']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    """A line for each input size, batch, number of threads and runtime of the models."""
+    headers, lines = model_table.table(report)
+    versions = ", ".join(f"{name} {version}" for name, version in report["runtimes"].items() if version)
+    head = f"{_machine(report)}; {versions}; {model_table.setting(report)}. {model_table.explanation(report)}"
+    return f"{head}\n\n{model_table.markdown(headers, lines)}"
 
 
 def render_runtime(report: dict[str, Any]) -> str:
@@ -372,7 +363,7 @@ KINDS = {
     "ptq": ("INT8 after training (PTQ)", render_ptq),
     "qat": ("Training for INT8 (QAT)", render_qat),
     "sensitivity-study": ("Parts in float", render_sensitivity),
-    "model": ("Input sizes", render_model),
+    "model": ("Runtimes and input sizes", render_model),
     "runtime": ("Runtime without torch", render_runtime),
     "ops": ("Operators", render_ops),
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -21,13 +22,17 @@ from fastyolo import ops
 from fastyolo.bench import cases, timing
 from fastyolo.bench import ops as bench
 from fastyolo.bench.agreement import Agreement, compare
-from fastyolo.bench.cases import feature_maps, nms
+from fastyolo.bench.cases import Choice, feature_maps, nms, onnx_nms
 from fastyolo.bench.cases.inputs import scene_maps
-from fastyolo.bench.environment import environment, why_not_compiled
+from fastyolo.bench.environment import environment, installed_version, why_not_compiled
+from fastyolo.bench.roofline import Roofline
 from fastyolo.cli import app
 
 SCRIPTS = Path(__file__).parent.parent / "bench"
 CPU = torch.device("cpu")
+QUICK, DEFAULT = Choice(quick=True), Choice()
+ROOFLINE = Roofline(flops=1e11, bytes=1e10)
+ONNX = {name for name in ("onnxruntime", "openvino") if installed_version(name) and installed_version("onnx")}
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +52,15 @@ def test_quick_run_and_its_tables(tmp_path, monkeypatch, capsys):
     assert (report["schema"], report["kind"], report["device"], report["threads"]) == (1, "ops", "cpu", 1)
     assert report["maps"] == "synthetic head outputs"
     assert {"date", "commit", "build", "versions", "cpu", "gpus"} == set(report["environment"])
-    assert report["left_out"] == ["torch.compile takes too long for a quick run"]
+    assert report["left_out"][-1] == "torch.compile takes too long for a quick run"
+    assert report["roofline"]["gflops"] > 0
+    assert report["roofline"]["gb_per_s"] > 0
+    assert "GFLOP/s in float32, a copy of" in done.output
     peers = {
         "decode_nms": [{"ultralytics"}],
-        "nms": [{"torchvision"}] * 2,
-        "batched_nms": [{"torchvision"}],
+        "multiclass_nms": [{"ultralytics"} | ONNX],
+        "nms": [{"torchvision", "opencv"} | ONNX] * 2,
+        "batched_nms": [{"torchvision", "opencv"} | ONNX],
         "dfl_decode": [{"ultralytics"}] * 2,
         "eca": [{"torch", "copy"}] * 2,
         "dw_sppf": [{"torch"}] * 2,
@@ -63,6 +72,13 @@ def test_quick_run_and_its_tables(tmp_path, monkeypatch, capsys):
         assert row["case"] in " ".join(done.stdout.split())
         assert row["bytes"] > 0
         assert row["peak_extra_bytes"] > 0
+        compute_us = row["flops"] / report["roofline"]["gflops"] / 1e3
+        assert row["compute_us"] == pytest.approx(compute_us, rel=0.01, abs=0.02)
+        assert row["bound"] == ("memory" if row["memory_us"] >= row["compute_us"] else "compute")
+        limit = max(row["memory_us"], row["compute_us"]) / row["contenders"]["fastyolo"]["median_us"]
+        assert row["limit_share"] == pytest.approx(limit, abs=0.01, rel=0.01)
+        compares = row["op"] in ("multiclass_nms", "nms", "batched_nms", "sppf_pool") and "block" not in row["case"]
+        assert (row["flops"] == 0) == compares
         for name, times in row["contenders"].items():
             assert times["mode"] == "call"
             assert times["samples"] >= 2
@@ -73,13 +89,14 @@ def test_quick_run_and_its_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tables.py", str(file)])
     runpy.run_path(str(SCRIPTS / "tables.py"), run_name="__main__")
     table = capsys.readouterr().out
-    assert "`nms` 10,000 boxes, max_det 300 | " in table
+    assert "`nms` 1,000 boxes, max_det 300 | " in table
     assert "`sppf_pool` block of YOLOv8n, 1x256x20x20, channels last | " in table
     assert "| | float32, forward | float32, forward + backward |" in table
-    number = r"[\d.,]+ (?:µs|ms), [\d.]+ \(torch\)"
-    assert re.search(rf"`eca` 1x512x20x20 \| {number}, [\d.]+ copies \| {number}, [\d.]+ copies \|\n", table)
+    number, limit = r"[\d.,]+ (?:µs|ms), [\d.]+ \(torch\)", r", \d+%(?: compute)?"
+    copies = rf"{number}, [\d.]+ copies{limit}"
+    assert re.search(rf"`eca` 1x512x20x20 \| {copies} \| {copies} \|\n", table)
     for op in ("dw_sppf", "sppf_pool"):
-        assert re.search(rf"`{op}` 1x256x20x20 \| {number} \| {number} \|\n", table)
+        assert re.search(rf"`{op}` 1x256x20x20 \| {number}{limit} \| {number}{limit} \|\n", table)
 
 
 def test_one_op(tmp_path):
@@ -90,21 +107,24 @@ def test_one_op(tmp_path):
     report = json.loads((tmp_path / "x.json").read_text())
     assert {row["op"] for row in report["results"]} == {"dfl_decode"}
     assert report["maps"] == "synthetic inputs"
-    assert report["left_out"] == []
+    assert report["left_out"] == ["torch.compile takes too long for a quick run"]
 
 
 def test_peers_that_are_not_there_are_left_out(monkeypatch):
-    for module in (nms, feature_maps, bench):
+    for module in (nms, onnx_nms, feature_maps, bench):
         monkeypatch.setattr(module, "installed_version", lambda package: None)
-    assert bench.left_out(["nms"], CPU, quick=True) == [
-        "ultralytics is not installed",
+    packages = ("onnx", "onnxruntime", "openvino", "torchvision", "opencv")
+    assert bench.left_out(["nms"], CPU, quick=True) == [f"{package} is not installed" for package in packages]
+    assert bench.left_out(["eca"], CPU, quick=True) == ["torch.compile takes too long for a quick run"]
+    assert bench.left_out(["nms"], torch.device("cuda"), quick=True) == [
+        "onnx, onnxruntime, opencv, openvino run on the CPU",
         "torchvision is not installed",
     ]
     done = CliRunner().invoke(app, ["bench", "ops", "--quick", "--op", "decode_nms", "--op", "nms"])
     assert done.exit_code == 0, done.output
     assert "ultralytics is not installed, so its times are left out." in done.stdout
     inputs = cases.Inputs(CPU, torch.float32, None)
-    assert [set(case.calls) for case in cases.CASES["sppf_pool"](inputs, True)] == [{"fastyolo", "torch"}] * 2
+    assert [set(case.calls) for case in cases.CASES["sppf_pool"](inputs, QUICK)] == [{"fastyolo", "torch"}] * 2
 
 
 def test_torch_compile_without_a_compiler_is_left_out(monkeypatch):
@@ -112,8 +132,7 @@ def test_torch_compile_without_a_compiler_is_left_out(monkeypatch):
     reason = "torch.compile finds no C++ compiler 'no-such-compiler'"
     assert why_not_compiled(CPU) == reason
     assert bench.left_out(["eca"], CPU, quick=False) == [reason]
-    assert bench.left_out(["nms"], CPU, quick=False) == []
-    case = next(cases.CASES["eca"](cases.Inputs(CPU, torch.float32, None), False))
+    case = next(cases.CASES["eca"](cases.Inputs(CPU, torch.float32, None), DEFAULT))
     assert set(case.calls) == {"fastyolo", "torch", "copy"}
 
 
@@ -121,10 +140,13 @@ def test_torch_compile_without_a_compiler_is_left_out(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own, in torch 2.11
 def test_torch_compile_is_a_peer():
     inputs = cases.Inputs(CPU, torch.float32, None)
-    case = next(cases.CASES["eca"](inputs, False))
-    assert case.name == "1x512x20x20, float32, forward"
-    assert list(case.calls) == ["fastyolo", "torch", "torch.compile", "copy"]
-    case.check()
+    found = [
+        case for case in itertools.islice(cases.CASES["eca"](inputs, DEFAULT), 4) if case.facts["pass"] == "forward"
+    ]
+    assert [case.name for case in found] == ["1x512x20x20, float32, forward", "1x512x20x20, bfloat16, forward"]
+    for case in found:  # alive at the same time
+        assert list(case.calls) == ["fastyolo", "torch", "torch.compile", "copy"]
+        case.check()
 
 
 def test_every_measurement_of_an_operator_is_another(monkeypatch):
@@ -133,9 +155,74 @@ def test_every_measurement_of_an_operator_is_another(monkeypatch):
     monkeypatch.setattr(cases.Inputs, "feature_map", lambda _, shape, dtype, *__: torch.empty(shape, dtype=dtype))
     inputs = cases.Inputs(CPU, torch.float32, None)
     for op in ("eca", "dw_sppf", "sppf_pool"):
-        names = [case.name for case in cases.CASES[op](inputs, False)]
+        names = [case.name for case in cases.CASES[op](inputs, DEFAULT)]
         assert len(names) == len(set(names)) >= 32
         assert "8x128x80x80, bfloat16, forward + backward" in names
+
+
+def test_cases_are_those_of_the_chosen_scales_batches_and_dtypes(monkeypatch):
+    monkeypatch.setattr(feature_maps, "why_not_compiled", lambda _: "not in this test")
+    monkeypatch.setattr(cases.Inputs, "feature_map", lambda _, shape, dtype, *__: torch.empty(shape, dtype=dtype))
+    inputs = cases.Inputs(CPU, torch.float32, None)
+
+    def names(op: str, choice: Choice) -> list[str]:
+        return [case.name for case in cases.CASES[op](inputs, choice)]
+
+    found = names("eca", Choice(("n", "s"), (4,), (torch.float64,)))
+    assert "4x256x20x20, float64, forward" in found  # P5 of n
+    assert "4x128x80x80, float64, forward + backward" in found  # P3 of s
+    assert len(found) == len(set(found)) == 2 * 2 * 4
+    shared = names("dw_sppf", Choice(("s", "l"), (1,), (torch.float32,)))
+    assert len(shared) == len(set(shared)) < 2 * 2 * 6  # the SPPF block of both pools 256 channels
+    assert names("dfl_decode", Choice(batches=(3,), dtypes=(torch.bfloat16,))) == [
+        "batch 3, forward, bfloat16",
+        "batch 3, forward + backward, bfloat16",
+    ]
+    assert names("decode_nms", Choice(batches=(2,), quick=True)) == ["batch 2, conf 0.25, best class"]
+    assert names("multiclass_nms", Choice(batches=(1,))) == [
+        "batch 1, conf 0.25, multi-label",
+        "batch 1, conf 0.001, multi-label",
+    ]
+    assert names("nms", Choice(dtypes=(torch.bfloat16,), quick=True)) == [
+        "1,000 boxes, max_det 300, bfloat16",
+        "1,000 boxes, bfloat16",
+    ]
+    blocks = [name for name in names("sppf_pool", Choice(("m",), (1,))) if name.startswith("block")]
+    assert blocks == ["block of YOLOv8m, 1x576x20x20, channels last", "block of YOLOv8m, 1x576x20x20"]
+
+
+@pytest.mark.parametrize("op", ["decode_nms", "multiclass_nms", "nms", "batched_nms", "dfl_decode"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_contenders_agree_in_every_dtype(op, dtype):
+    for case in cases.CASES[op](cases.Inputs(CPU, torch.float32, None), Choice(dtypes=(dtype,), quick=True)):
+        assert case.facts["dtype"] == str(dtype).removeprefix("torch.")
+        case.check()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_onnx_operator_keeps_what_it_should(runtime):
+    for package in ("onnx", runtime):
+        pytest.importorskip(package)
+    boxes = torch.tensor([[[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60], [20, 20, 30, 30]]]).float()
+    scores = torch.tensor([[[0.9, 0.8, 0.7, 0.1], [0.0, 0.6, 0.0, 0.0]]])
+    limits = {"iou_threshold": 0.5, "score_threshold": 0.25}
+    call = onnx_nms.onnx_nms_calls(boxes, scores, **limits, max_per_class=5)[runtime]
+    assert sorted(map(tuple, call().tolist())) == [(0, 0, 0), (0, 0, 2), (0, 1, 1)]
+    one = onnx_nms.onnx_nms_calls(boxes, scores, **limits, max_per_class=1)[runtime]
+    assert sorted(map(tuple, one().tolist())) == [(0, 0, 0), (0, 1, 1)]
+
+
+def test_wrong_choices_are_refused():
+    def run(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["bench", "ops", "--quick", *arguments])
+        return done.exit_code, done.output
+
+    assert run("--dtype", "float16") == (
+        2,
+        "fastyolo bench ops: Invalid value for --dtype: The operators have no float16 on cpu; "
+        "see 'fastyolo bench ops --help'.\n",
+    )
+    assert run("--scale", "n", "huge")[0] == run("--batch", "0")[0] == 2
 
 
 WRONG = {
@@ -155,14 +242,31 @@ def test_wrong_answers_are_not_timed(monkeypatch, op):
     elif op == "decode_nms":
         right = ops.decode_nms
         monkeypatch.setattr(ops, "decode_nms", lambda *x, **settings: right(*x, **{**settings, "iou_threshold": 0.1}))
+    elif op == "multiclass_nms":
+        multiclass = ops.multiclass_nms
+        monkeypatch.setattr(ops, op, lambda *x, **settings: multiclass(*x, **{**settings, "iou_threshold": 0.1}))
     else:
         everything = lambda boxes, *_, **__: (torch.arange(len(boxes)), torch.tensor([len(boxes)]))  # noqa: E731
         monkeypatch.setattr(nms, "fixed_size_nms", everything)
-    for case in cases.CASES[op](inputs, True):
+    for case in cases.CASES[op](inputs, QUICK):
         if case.name.startswith("block"):
             continue  # of the modules, and not of the function that this test replaces
         with pytest.raises(cases.DisagreementError):
-            list(bench.run([case], CPU, quick=True))
+            list(bench.run([case], CPU, ROOFLINE, quick=True))
+
+
+@pytest.mark.parametrize("peer", ["opencv", "onnxruntime", "openvino"])
+def test_a_peer_that_keeps_other_boxes_is_not_timed(monkeypatch, peer):
+    if peer == "opencv":
+        monkeypatch.setattr(nms, "_opencv", lambda *_: lambda: range(5))
+    else:
+        monkeypatch.setattr(
+            nms, "onnx_nms_calls", lambda *_, **__: {peer: lambda: [[0, 0, index] for index in range(5)]}
+        )
+    for op in ("nms", "batched_nms"):
+        case = next(cases.CASES[op](cases.Inputs(CPU, torch.float32, None), QUICK))
+        with pytest.raises(cases.DisagreementError, match=f"{peer} kept different boxes"):
+            case.check()
 
 
 def test_synthetic_maps_have_the_statistics_of_real_ones():
@@ -198,6 +302,38 @@ def test_contenders_take_turns():
     assert result["b"].median_us == 5.0
 
 
+def test_visits_lie_apart():
+    log = []
+
+    class Logging(timing.Contender):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def sample(self) -> float:
+            log.append(self.name)
+            return 1e-6 * len(log)
+
+    groups = [{"a": Logging("a")}, {"b": Logging("b")}]
+    visits = []
+    first, second = timing.visit_in_turns(groups, seconds=1e-9, min_visits=3, on_visit=visits.append)
+    assert visits == [0, 1] * 3  # which use up the time
+    assert "".join(log) == "aaabbb" * 3  # two to warm up
+    assert first["a"].parts_us == pytest.approx((3, 9, 15))
+    assert second["b"].median_us == pytest.approx(12)
+    visits.clear()
+    timing.visit_in_turns(groups, seconds=1e-9, visits=5, min_visits=5, on_visit=visits.append)
+    assert visits == [0, 1] * 5
+
+
+def test_groups_fit_into_memory(monkeypatch):
+    def case(op: str, num_bytes: int) -> cases.Case:
+        return cases.Case(op, "", {}, frozenset(), num_bytes, lambda: None)
+
+    monkeypatch.setattr(bench, "_HELD_BYTES", 100)
+    row = [case("a", 60), case("a", 60), case("a", 1), case("b", 1), case("b", 1000)]
+    assert [[c.bytes_moved for c in group] for group in bench._groups(row)] == [[60, 60], [1], [1, 1000]]
+
+
 def test_freed_memory_is_kept_above_32_mb():
     """In a process of its own, since it is for good."""
     program = """
@@ -217,7 +353,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_peak_memory_of_a_batch():
     assert timing.peak_extra_bytes(lambda: torch.zeros(1 << 20) + 1, CPU) == pytest.approx(2 * 4 << 20, abs=64)
     inputs = cases.Inputs(CPU, torch.float32, None)
-    maps = inputs.maps(32, 0)
+    maps = inputs.maps(32, 0, torch.float32)
     call = lambda: ops.decode_nms(*maps, cases.STRIDES, score_threshold=0.001, multi_label=True)  # noqa: E731
     assert timing.peak_extra_bytes(call, CPU) < 64e6
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ultralytics.nn.tasks import yaml_model_load
 
 import fastyolo
 from fastyolo.bench import model as bench
+from fastyolo.bench import model_table, runtimes
+from fastyolo.bench.footprint import peak_mb
 from fastyolo.cli import app
 from fastyolo.integrations.ultralytics.accuracy import SIZES, Accuracy, evaluate, matched
 
@@ -82,6 +85,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     monkeypatch.setattr(bench, "MIN_ROUNDS", 2)
+    monkeypatch.setattr(bench, "peak_mb", lambda *_, **__: 12.5)  # which starts a process
     monkeypatch.chdir(tmp_path)
 
 
@@ -129,6 +133,19 @@ def test_accuracy_is_that_of_the_validator(data: Path, photographs: Path, tmp_pa
     assert 0 < sum(x.found for x in smaller.recall.values()) < sum(x.found for x in stock.recall.values())
 
 
+@pytest.fixture(scope="module")
+def exported(weights: str) -> Path:
+    for package in ("onnx", "onnxslim", "onnxruntime"):
+        pytest.importorskip(package)
+    from fastyolo.export import export
+
+    return export(weights, imgsz=64, path=Path(weights).with_name("fixed.onnx"))
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["bench", "model", *arguments], env={"COLUMNS": "200"})
+
+
 @pytest.mark.data
 @pytest.mark.usefixtures("quick")
 def test_bench_model(data: Path, photographs: Path, tmp_path: Path) -> None:
@@ -136,19 +153,24 @@ def test_bench_model(data: Path, photographs: Path, tmp_path: Path) -> None:
         pytest.importorskip(package)
     arguments = ["--weights", str(data / "weights" / "yolov8n-recovered.pt"), "--imgsz", "128", "64", "128"]
     arguments += ["--data", str(photographs), "--json", "sizes.json", "--plot", "sizes.png", "--threads", "1"]
-    done = CliRunner().invoke(app, ["bench", "model", *arguments])
+    done = run(*arguments, "--runtime", "pytorch", "onnxruntime")
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "sizes.json").read_text())
     assert (report["kind"], report["images"], report["threads"], report["left_out"]) == ("model", 6, 1, [])
-    assert [row["imgsz"] for row in report["results"]] == [64, 128]
+    assert [(row["imgsz"], row["batch"], row["threads"]) for row in report["results"]] == [(64, 1, 1), (128, 1, 1)]
     for row in report["results"]:
-        assert {size: recall["objects"] for size, recall in row["recall"].items()} == objects_of(photographs)
-        assert 0 <= row["mAP50-95"] <= row["mAP50"] <= 1
-        assert set(row["latency"]) == {"pytorch", "onnxruntime"}
-        for latency in row["latency"].values():
-            assert 0 < latency["median_ms"] <= latency["p90_ms"]
+        recalls = row["accuracy"]["pytorch"]["recall"]
+        assert {size: recall["objects"] for size, recall in recalls.items()} == objects_of(photographs)
+        assert set(row["latency"]) == set(row["accuracy"]) == {"pytorch", "onnxruntime"}
+        for runtime, latency in row["latency"].items():
+            assert 0 < latency["median_ms"] <= latency["p90_ms"] <= latency["p99_ms"]
             assert latency["samples"] == 2
-        assert f"{row['mAP50-95']:.3f}" in done.output
+            assert row["images_per_s"][runtime] == pytest.approx(1e3 / latency["median_ms"], rel=0.01)
+            accuracy = row["accuracy"][runtime]
+            assert 0 <= accuracy["mAP50-95"] <= accuracy["mAP50"] <= 1
+            assert accuracy["mAP50-95"] == pytest.approx(row["accuracy"]["pytorch"]["mAP50-95"], abs=2e-3)
+            assert f"{accuracy['mAP50-95']:.3f}" in done.output
+    assert report["results"][1]["accuracy"]["onnxruntime"]["mAP50"] > 0.05
     assert cv2.imread(str(tmp_path / "sizes.png")).std() > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "sizes.json", "sizes.png"]
 
@@ -156,31 +178,109 @@ def test_bench_model(data: Path, photographs: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_latency_alone_without_onnxruntime(weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     versions = {"onnxruntime": None}
-    monkeypatch.setattr(bench, "installed_version", lambda package: versions.get(package, "1.0"))
-    done = CliRunner().invoke(app, ["bench", "model", "--weights", weights, "--imgsz", "64", "--json", "sizes.json"])
+    monkeypatch.setattr(runtimes, "installed_version", lambda package: versions.get(package, "1.0"))
+    arguments = ["--imgsz", "64", "--json", "sizes.json", "--batch", "1", "2", "--runtime", "pytorch", "onnxruntime"]
+    done = run("--weights", weights, *arguments)
     assert done.exit_code == 0, done.output
-    assert "ONNX Runtime is left out: onnxruntime is not installed." in done.output
+    reason = "ONNX Runtime is left out: onnxruntime is not installed."
+    assert reason in done.output
     report = json.loads((tmp_path / "sizes.json").read_text())
-    (row,) = report["results"]
-    assert set(row) == {"imgsz", "latency"}
-    assert set(row["latency"]) == {"pytorch"}
-    assert report["left_out"] == ["ONNX Runtime: onnxruntime is not installed"]
+    assert report["left_out"] == [reason]
+    assert [row["batch"] for row in report["results"]] == [1, 2]
+    for row in report["results"]:
+        assert row["model"] == "tiny.pt"
+        assert (set(row["latency"]), row["accuracy"], row["peak_mb"]) == ({"pytorch"}, {}, {"pytorch": 12.5})
+        assert row["file_mb"]["pytorch"] == pytest.approx(Path(weights).stat().st_size / 1e6, abs=1e-3)
+    refused = run("--weights", weights, "--runtime", "onnxruntime")
+    assert (refused.exit_code, refused.stderr) == (
+        1,
+        f"fastyolo: runtime (--runtime) must be one that is installed here. {reason}\n",
+    )
+
+
+@pytest.mark.usefixtures("quick")
+def test_exported_files_are_measured_as_they_are(weights: str, exported: Path, tmp_path: Path) -> None:
+    from fastyolo.export import export
+
+    free = export(weights, imgsz=96, dynamic=True, path=Path(weights).with_name("free.onnx"))
+    arguments = ["--batch", "1", "2", "--threads", "1", "--json", "files.json", "--markdown", "files.md"]
+    done = run("--model", str(exported), str(free), "--runtime", "onnxruntime", *arguments)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "files.json").read_text())
+    found = {(row["model"], row["imgsz"], row["batch"], row["threads"]) for row in report["results"]}
+    assert found == {("fixed.onnx", 64, 1, 1), ("free.onnx", 96, 1, 1), ("free.onnx", 96, 2, 1)}
+    reason = "fixed.onnx is left out with batch 2: it takes 1 at a time."
+    assert report["left_out"] == [reason]
+    assert reason in done.output
+    table = (tmp_path / "files.md").read_text()
+    assert table.startswith("fixed.onnx, free.onnx; 1 thread\n\n| model | imgsz | batch | runtime | ms: median |")
+    assert table.count("\n| free.onnx | 96 | 2 | ONNX Runtime | ") == 1
+    assert "Milliseconds of a call" in table
+    wrong = run("--model", str(exported), "--imgsz", "96", "--runtime", "onnxruntime")
+    assert wrong.exit_code == 1
+    assert "imgsz is built into" in wrong.stderr
+
+
+def test_a_process_of_its_own_tells_the_memory_of_a_runtime(exported: Path) -> None:
+    photograph = bench.sample_photographs()[0]
+    settings = {"imgsz": 64, "batch": 1, "threads": 1, "device": "cpu", "photograph": photograph}
+    found = peak_mb("onnxruntime", exported, **settings)
+    status = Path("/proc/self/status").read_text()
+    ours = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1e3
+    assert 40 < found < 0.7 * ours  # this process has loaded torch
+    with pytest.raises(RuntimeError, match=r"cannot be measured .*absent"):
+        peak_mb("onnxruntime", exported.with_name("absent.onnx"), **settings)
+
+
+def test_the_table_leaves_out_what_says_nothing() -> None:
+    latency = {"median_ms": 2.0, "p90_ms": 3.0}
+    old = {"imgsz": 320, "latency": {"pytorch": latency, "onnxruntime": latency}, "mAP50": 0.5, "mAP50-95": 0.25}
+    headers, lines = model_table.table({"results": [old]})
+    assert headers == ["imgsz", "runtime", "ms: median", "90 %", "mAP50-95", "mAP50"]
+    assert lines == [
+        ["320", "PyTorch", "2.0", "3.0", "0.250", "0.500"],
+        ["320", "ONNX Runtime", "2.0", "3.0", "-", "-"],
+    ]
+    new = {"model": "a.onnx", "batch": 1, "threads": 2, "accuracy": {}, "imgsz": 320, "latency": {"ncnn": latency}}
+    headers, lines = model_table.table({"results": [new, {**new, "threads": 4}]})
+    assert headers == ["imgsz", "threads", "runtime", "ms: median", "90 %"]
+    assert [line[1] for line in lines] == ["2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "takers"),
+    [
+        ("best.onnx", ("onnxruntime", "openvino")),
+        ("best.engine", ("tensorrt",)),
+        ("folder/model.xml", ("openvino",)),
+        ("folder/model.param", ("ncnn",)),
+    ],
+)
+def test_a_file_goes_to_the_runtimes_that_take_it(name: str, takers: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    assert runtimes.runtimes_of(file.parent if "folder" in name else file) == takers
 
 
 @pytest.mark.parametrize(
     ("status", "arguments", "sentence"),
     [
         (1, ["--imgsz", "100", "64"], "must be multiples of the model's largest stride, 32, got 100."),
-        (2, ["64"], "Give the sides after it"),
+        (2, ["64"], "unexpected extra argument"),
         (2, ["--imgsz", "64", "many"], "not a valid int|valid integer"),
         (2, ["--imgsz", "64", "--plot", "x.png"], "need --data"),
         (2, ["--imgsz", "64", "--plot", "x.txt", "--data", "d.yaml"], "must end in .pdf, .png, .svg, got 'x.txt'"),
-        (1, ["--imgsz", "64", "--data", "absent.yaml"], "absent.yaml"),
+        (1, ["--imgsz", "64", "--data", "absent.yaml", "--runtime", "pytorch"], "absent.yaml"),
+        (1, ["--model", "tiny.pt"], "model must be an .onnx or .engine file, or the folder of an OpenVINO or NCNN"),
+        (2, ["--model", "absent.onnx"], "absent.onnx"),
+        (2, ["--runtime", "caffe"], "caffe"),
     ],
 )
 @pytest.mark.usefixtures("quick")
 def test_wrong_usage(weights: str, status: int, arguments: list[str], sentence: str) -> None:
-    done = CliRunner().invoke(app, ["bench", "model", "--weights", weights, *arguments])
+    Path("tiny.pt").symlink_to(weights)
+    done = run("--weights", weights, *arguments)
     assert done.exit_code == status, done.output
     (line,) = done.stderr.splitlines()
     assert any(part in line for part in sentence.split("|")), line

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import HEIGHT, WIDTH, scene
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -28,16 +29,11 @@ from fastyolo.diagnose.doctor.duplicates import similar
 from fastyolo.diagnose.doctor.findings import Report
 from fastyolo.diagnose.doctor.samples import Settings
 from fastyolo.integrations.ultralytics.doctor import describe
+from fastyolo.train import LossReport, LossTerm
+from fastyolo.train.report import Coverage, Positives
 
-WIDTH, HEIGHT = 160, 120
 TRAIN, VAL = 30, 12
 SETTINGS = Settings(imgsz=160, min_objects=20)
-
-
-def scene(seed: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Smooth noise: as different from that of other seeds as photographs are."""
-    noise = np.random.default_rng(seed).integers(0, 255, (9, 12, 3), np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +60,7 @@ def root(healthy: Path, tmp_path: Path) -> Path:
 
 
 def examined(root: Path, settings: Settings = SETTINGS) -> Report:
-    return dataset.examine(describe(root / "data.yaml"), settings)
+    return dataset.examine(describe(root / "data.yaml"), settings).report
 
 
 def names(report: Report) -> set[str]:
@@ -388,6 +384,7 @@ RUNS = {
     "nothing learned": lambda epoch, row: row.update({run.MAP: 0.001, run.MAP50: 0.003}),
     "overfitting": overfitted,
     "plateau": lambda epoch, row: row.update({run.MAP: min(row[run.MAP], 0.3)}),
+    "overflow in float16": lambda epoch, row: row.update({"amp/scale": 65536 / 2**epoch}),
     "stopped while improving": lambda epoch, row: row.update({run.MAP: 0.01 * epoch}),
 }
 
@@ -397,7 +394,8 @@ def findings_of(folder: Path) -> set[str]:
 
 
 def test_a_healthy_run_has_no_finding(tmp_path):
-    assert findings_of(write_run(tmp_path / "run")) == set()
+    scaled = write_run(tmp_path / "run", lambda epoch, row: row.update({"amp/scale": 65536 / 2 ** (epoch % 5)}))
+    assert findings_of(scaled) == set()
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -412,11 +410,39 @@ def test_a_short_run_is_not_judged_by_its_course(tmp_path):
     assert findings_of(folder) == set()
 
 
+def write_losses(folder: Path, term: dict[str, object] | None = None, positives: Positives | None = None) -> None:
+    report = LossReport(2, (LossTerm("cls", 0.5, 9.0, 0.9, **(term or {})),), positives)
+    (folder / "loss_report.json").write_text(json.dumps(report.as_dict()))
+
+
 def test_terms_out_of_balance_are_told(tmp_path):
     folder = write_run(tmp_path / "run")
-    term = {"name": "cls", "gain": 0.5, "value": 9.0, "share": 0.9, "suggested_gain": 0.05, "reason": "which drowns"}
-    (folder / "loss_report.json").write_text(json.dumps({"epochs": 2, "terms": [term]}))
+    write_losses(folder, {"suggested_gain": 0.05, "reason": "which drowns"})
     assert findings_of(folder) == {"loss out of balance"}
+
+
+@pytest.mark.parametrize(
+    ("levels", "small", "found"),
+    [
+        ({"8": 900, "16": 400, "32": 50}, (500, 20), set()),
+        ({"8": 900, "16": 400, "32": 5}, (500, 20), {"level without positives"}),
+        ({"8": 900, "16": 400, "32": 50}, (500, 60), {"objects without positives"}),
+        ({"8": 900, "16": 400, "32": 50}, (40, 20), set()),
+    ],
+)
+def test_levels_and_objects_without_positives_are_told(levels, small, found, tmp_path):
+    folder = write_run(tmp_path / "run")
+    sizes = {"small": Coverage(*small), "medium": Coverage(300, 3), "large": Coverage(0, 0)}
+    write_losses(folder, positives=Positives(100, levels, sizes))
+    assert findings_of(folder) == found
+
+
+def test_epochs_that_were_repeated_are_told(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "recoveries.json").write_text("[7, 7, 9]")
+    report = run.examine(folder, YAML.load(folder / "args.yaml"))
+    assert names(report) == {"loss is not finite"}
+    assert "in 3 epochs, the first of them 7, of which 3 were repeated from last.pt" in report.findings[0].evidence
 
 
 def test_command_examines_a_run(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("ultralytics")
 from detectors import SIZE, detector, scenes, without_objects
 from ultralytics.utils.loss import v8DetectionLoss
 
-from fastyolo.integrations.ultralytics.loss import Assigner, DetectionLoss
+from fastyolo.integrations.ultralytics.loss import Assigner, DetectionLoss, PositiveCounter
 from fastyolo.train.losses import class_loss, focal_loss, smooth_labels, varifocal_loss
 from fastyolo.train.settings import Settings
 
@@ -331,3 +332,49 @@ def test_copies_compute_the_same(model, raw, batch):
     expected = losses(criterion, raw, batch)
     for twin in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
         assert_same(losses(twin, raw, batch), expected)
+
+
+def test_positives_are_counted_as_they_are_assigned(model, raw, batch):
+    criterion = DetectionLoss(model, Settings())
+    criterion.assigner.counter = counter = PositiveCounter(model.stride.tolist())
+    assigned: list[Any] = []
+    add = counter.add
+
+    def watch(*arguments: Any) -> None:
+        assigned.append(arguments)
+        add(*arguments)
+
+    counter.add = watch
+    assert counter.total() is None
+    batch = without_objects(batch, (2,))
+    criterion(raw, batch)
+    with torch.no_grad():  # as in validation
+        criterion(raw, batch)
+    ((boxes, _, strides, positive, targets),) = assigned
+    total = counter.total()
+    assert total.images == len(boxes) == 4
+    for stride, count in total.by_level.items():
+        assert count == sum(
+            bool(chosen) and own == float(stride) for row in positive for chosen, own in zip(row, strides, strict=True)
+        )
+    sizes = Counter()
+    for image, row in enumerate(boxes.tolist()):
+        hit = set(targets[image][positive[image]].tolist())
+        for index, (x1, y1, x2, y2) in enumerate(row):
+            if x2 > 0:  # no padding
+                size = "small" if (x2 - x1) * (y2 - y1) < 32**2 else "medium"
+                sizes[size] += 1
+                sizes[size, "without"] += index not in hit
+    assert sizes["small"] > 0
+    for size, coverage in total.objects.items():
+        assert (coverage.objects, coverage.without) == (sizes[size], sizes[size, "without"])
+
+
+def test_objects_without_positives_are_counted():
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 60, 60], [0, 0, 0, 0]]])
+    counter = PositiveCounter([8, 16])
+    positive, targets = torch.tensor([[False, True, True]]), torch.tensor([[0, 1, 1]])
+    counter.add(boxes, torch.tensor([[[1.0], [1], [0]]]), torch.tensor([8.0, 8, 16]), positive, targets)
+    counted = counter.total()
+    assert counted.by_level == {"8": 1, "16": 1}
+    assert [(size.objects, size.without) for size in counted.objects.values()] == [(1, 1), (1, 0), (0, 0)]

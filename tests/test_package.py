@@ -177,7 +177,7 @@ def test_the_wheel_holds_the_package_and_works(source, path_without_nvcc, tmp_pa
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastyolo").rglob("*") if path.is_file()}
-    sources = {name for name in sources if name.endswith((".py", ".pyi", ".yaml", "/py.typed"))}
+    sources = {name for name in sources if name.endswith((".css", ".html", ".py", ".pyi", ".yaml", "/py.typed"))}
     info = f"fastyolo-{fastyolo.__version__}.dist-info"
     facts = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
     licences = {f"{info}/licenses/{name}" for name in ("LICENSE", "csrc/LICENSE")}

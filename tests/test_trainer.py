@@ -36,6 +36,7 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import dist as launching
 from ultralytics.utils import torch_utils
 
+from fastyolo.diagnose.doctor.run import examine
 from fastyolo.integrations.ultralytics import trainer as trainer_module
 from fastyolo.integrations.ultralytics.distillation import Distillation
 from fastyolo.train import LossReport, Trainer, loss_report
@@ -695,6 +696,37 @@ def test_report_of_a_run(finished):
         assert term["value"] == pytest.approx(sum(row[column] for row in later) / 2)
     assert [term["gain"] for term in written["terms"]] == list(YOLOV8.values())
     assert sum(term["share"] for term in written["terms"]) == pytest.approx(1)
+    positives = written["positives"]
+    assert positives["images"] == 3 * len(finished.train_loader.dataset)
+    assert positives["objects"]["small"]["objects"] + positives["objects"]["medium"]["objects"] > positives["images"]
+    assert sum(positives["by_level"].values()) > 5 * positives["images"]
+
+
+def test_epochs_that_were_repeated_are_written_down(arguments, tmp_path):
+    trainer = Trainer(overrides=arguments(tmp_path, epochs=3))
+    spoiled = []
+
+    def spoil(trainer: Trainer) -> None:
+        if trainer.epoch == 1 and not spoiled:
+            spoiled.append(True)
+            next(trainer.model.parameters()).data.fill_(math.nan)
+
+    trainer.add_callback("on_train_epoch_start", spoil)
+    trainer.train()
+    assert json.loads((trainer.save_dir / "recoveries.json").read_text()) == [2]
+    assert epochs(trainer) == [1, 2, 3]
+    findings = examine(trainer.save_dir, vars(trainer.args)).findings
+    assert "loss is not finite" in [finding.name for finding in findings]
+
+
+def test_the_loss_scale_of_float16_is_written_down(arguments, tmp_path):
+    def scale(trainer: Trainer) -> None:
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+
+    trainer = Trainer(overrides=arguments(tmp_path))
+    trainer.add_callback("on_train_start", scale)
+    trainer.train()
+    assert [row["amp/scale"] for row in rows(trainer)] == [512.0]
 
 
 def test_report_of_a_run_shorter_than_report_epochs(interrupted):

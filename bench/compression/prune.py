@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--runs", required=True, metavar="DIR", type=Path, help="where the runs are and go")
     parser.add_argument("--fast", required=True, metavar="FILE", type=Path, help="yolov8s-fast, trained on that data")
     parser.add_argument("--stock", required=True, metavar="FILE", type=Path, help="YOLOv8n, trained on other data")
-    parser.add_argument("--epochs", type=int, default=20, help="after pruning, and before it of YOLOv8n")
+    parser.add_argument("--epochs", type=int, default=20, help="of training after pruning")
+    parser.add_argument("--stock-epochs", type=int, default=20, help="of YOLOv8n on that data before")
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--fraction", type=float, default=1.0, help="of the images to train with, for a trial")
@@ -72,12 +73,13 @@ def main() -> None:
         "models": {},
     }
     if not arguments.latency_only:
-        report |= {"data": arguments.data.resolve().parent.name, "recipe": {"epochs": arguments.epochs, **recipe}}
+        report |= {"data": arguments.data.resolve().parent.name, "stock_epochs": arguments.stock_epochs}
+        report["recipe"] = {"epochs": arguments.epochs, **recipe}
     for name, weights in (("yolov8n", arguments.stock), ("yolov8s-fast", arguments.fast)):
         if name == "yolov8n" and not arguments.latency_only:
             tuned = arguments.runs / name / "unpruned"
             data = {"data": str(arguments.data.resolve()), "imgsz": arguments.imgsz}
-            train(weights, tuned, {"epochs": arguments.epochs, **data, **recipe})
+            train(weights, tuned, {"epochs": arguments.stock_epochs, **data, **recipe})
             weights = tuned / "weights" / "best.pt"
         report["models"][name] = [assess(name, weights, share, arguments, recipe) for share in SHARES]
     write_json(arguments.output or RESULTS / f"pruning-{report['environment']['date'][:10]}.json", report)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The operators against the clock: `fastyolo bench ops`."""
+"""Operators and models against the clock: `fastyolo bench`."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What became slower between two result files of `fastyolo bench`, told apart from what the machine did meanwhile."""
+"""What became slower between results of `fastyolo bench`, told apart from what the machine did meanwhile."""
 
 from __future__ import annotations
 
@@ -11,29 +11,34 @@ from typing import Any, Literal
 import numpy as np
 
 Verdict = Literal["slower", "faster", "same", "unclear"]
+Document = Mapping[str, Any]
 
 THRESHOLD = 0.05  # the change that matters to somebody, unless they say otherwise
-_SIGMAS = 4  # that a change must exceed: chance takes one of a hundred rows that far once in 150 comparisons
-_FEW = 6  # rows, fewer of which do not tell how much rows vary
+_SIGMAS = 3  # that the change of an operator must exceed
+_SIGMAS_OF_ROW = 8  # the same of a row: there are many, and what disturbs one of them is rare and large
+_FEW = 6  # values, fewer of which do not tell how much they vary
+_NEXT = 3  # visits after the quietest, by which its error is judged
+_EXACT = 1e-6  # relative error that a time has at least
+_MEDIAN = 1.2533  # times the standard error of a mean: that of a median, of normal values
 
 
 @dataclass(frozen=True)
-class Row:
-    """A measurement that both files have.
+class Change:
+    """Of a measurement that both sides have, or of all rows of an operator or runtime.
 
     Attributes:
-        name: of the case.
-        before: median, microseconds.
-        after: median, microseconds.
-        change: of the time, relative, after that of the references was divided out: 0.1 is 10 % slower.
+        name: of the case, or of the operator or runtime.
+        before: median, microseconds; of an operator, None.
+        after: median, microseconds; of an operator, None.
+        change: of the time, relative, after the machine's was divided out: 0.1 is 10 % slower.
         noise: the change that nothing but the machine may have brought about.
         verdict: "slower" or "faster" if the change exceeds the threshold and the noise, "unclear" if it exceeds the
             threshold alone, else "same".
     """
 
     name: str
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     change: float
     noise: float
     verdict: Verdict
@@ -41,19 +46,28 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, and the names of those that one of the files lacks.
+    """All changes, and the names of the rows that one of the sides lacks.
 
     Attributes:
-        drift: change of the references' times: what the machine did, relative. None without references.
-        remarks: what differs between the two runs beside the code, a sentence each.
+        groups: the median change of the rows of each operator or runtime that has several.
+        drift: what the machine became slower by, relative: by the references, which are peers and the pass over memory.
+            None: there are none, or they vary too much to tell.
+        level: the median change of the operators or runtimes that was divided out in its place. None: it was not.
+        remarks: what differs between the two sides beside the code, a sentence each.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Change, ...]
+    groups: tuple[Change, ...]
     missing: tuple[str, ...]
     drift: float | None
+    level: float | None
     remarks: tuple[str, ...]
 
-    def of(self, verdict: Verdict) -> list[Row]:
+    @property
+    def is_slower(self) -> bool:
+        return any(change.verdict == "slower" for change in (*self.rows, *self.groups))
+
+    def of(self, verdict: Verdict) -> list[Change]:
         return [row for row in self.rows if row.verdict == verdict]
 
     def to_json(self) -> dict[str, Any]:
@@ -62,99 +76,211 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Times in microseconds: the median, the medians of consecutive parts, and the same of what ran in turns."""
+    """A row of one run, in logarithms.
 
-    median: float
-    parts: Sequence[float]
-    references: Mapping[str, tuple[float, Sequence[float]]]
+    Attributes:
+        group: its operator or runtime.
+        level: median of the quietest visit, or of all samples where the visits are not known.
+        error: of the level; None: not known.
+        references: levels of what was measured beside it.
+    """
+
+    group: str
+    level: float
+    error: float | None
+    references: Mapping[str, float]
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any], *, threshold: float = THRESHOLD) -> Comparison:
-    """Compare two documents of `fastyolo bench ops` or of `fastyolo bench model`.
+_Runs = Mapping[str, Sequence[_Measured]]  # by the name of the row
 
-    A row's references are what took turns with it in the same run and is not fastyolo's: peers, and the pass over
-    memory. How much their times changed is divided out, so that a machine that was slower throughout, or for a while,
-    is not taken for slower code. Noise is the larger of two: the standard error of a row from the consecutive parts of
-    its samples, and the spread of all rows' changes around their median, by the median absolute deviation, which a few
-    changed rows do not move.
+
+def compare(before: Sequence[Document], after: Sequence[Document], *, threshold: float = THRESHOLD) -> Comparison:
+    """Compare documents of `fastyolo bench ops` or of `fastyolo bench model`, of one or several runs on each side.
+
+    What the machine became slower by is the median change of all references: of peers, and of the pass over memory,
+    which are not fastyolo's. They are many, so that it does not matter that each varies more than what it is a
+    reference for (bench/NOTES.md). Where even their median is uncertain, as on a machine that others use, the median
+    change of the operators takes its place if they are many: a change of one of them then shows, one of all does not.
+
+    The time of a row is that of its quietest visit, since what else a machine does can only make a visit slower. Its
+    error is told by how far the next visits are from it, and by how much several runs differ; all errors are then
+    multiplied by one factor, so that they explain the changes of all rows as a whole. The change of an operator is the
+    median of its rows', whose error is less, the more rows there are, and is calibrated likewise among the operators.
+    Noise is a multiple of these errors.
 
     Args:
-        before: a document of an earlier run.
-        after: one of a later run.
-        threshold: relative change from which on a row counts as slower or faster.
+        before: documents of earlier runs.
+        after: of later ones.
+        threshold: relative change from which on a row or operator counts as slower or faster.
 
     Raises:
         ValueError: the documents are of another kind, or have no row in common, or were measured on other devices.
     """
-    for name, document in (("before", before), ("after", after)):
-        if document.get("kind") not in _ROWS:
-            raise ValueError(
-                f"{name} must be a result of 'bench ops' or 'bench model', got one of kind {document.get('kind')!r}."
-            )
-    for key in ("kind", "device"):
-        if before[key] != after[key]:
-            raise ValueError(f"after must have the {key} of before, {before[key]!r}, got {after[key]!r}.")
-    old, new = (dict(_ROWS[document["kind"]](document)) for document in (before, after))
+    _check(before, after)
+    old, new = _runs(before), _runs(after)
     common = [name for name in old if name in new]
     if not common:
         raise ValueError("before and after must have a case in common, and have none.")
-    drifts = [_drift(old[name], new[name]) for name in common]
-    changes = [
-        math.log(new[name].median / old[name].median) - (0.0 if drift is None else drift)
-        for name, drift in zip(common, drifts, strict=True)
-    ]
-    spread = _spread(changes)
+    changes = {name: _mean(new[name]) - _mean(old[name]) for name in common}
+    raw = {name: math.hypot(_error(old[name]), _error(new[name])) for name in common}
+    errors = _calibrated(changes, _moderated(raw, changes))
+    groups: dict[str, list[str]] = {}
+    for name in common:
+        groups.setdefault(old[name][0].group, []).append(name)
+    levels = {group: float(np.median([changes[name] for name in names])) for group, names in groups.items()}
+    of_levels = _calibrated(
+        levels, {group: _error_of_median([errors[name] for name in names]) for group, names in groups.items()}
+    )
+
+    references = _reference_changes(old, new, common)
+    drift, uncertainty = _median(references)
+    by_level = _SIGMAS * uncertainty > threshold and len(levels) >= _FEW
+    if by_level:
+        drift, uncertainty = _median([*levels.values()])
+
+    def judged(
+        name: str, change: float, error: float, sigmas: float, before: float | None = None, after: float | None = None
+    ) -> Change:
+        noise = math.expm1(sigmas * math.hypot(error, uncertainty))
+        verdict = _verdict(change - drift, noise, threshold)
+        return Change(name, before, after, math.expm1(change - drift), noise, verdict)
+
     rows = []
-    for name, change in zip(common, changes, strict=True):
-        noise = _SIGMAS * max(spread, math.hypot(_error(old[name]), _error(new[name])))
-        verdict = _verdict(change, math.expm1(noise), threshold)
-        row = Row(name, old[name].median, new[name].median, math.expm1(change), math.expm1(noise), verdict)
-        rows.append(row)
-    known = [drift for drift in drifts if drift is not None]
+    for name in common:
+        times = (math.exp(_mean(side[name])) for side in (old, new))
+        rows.append(judged(name, changes[name], errors[name], _SIGMAS_OF_ROW, *times))
+    of_groups = [
+        judged(group, levels[group], of_levels[group], _SIGMAS) for group, names in groups.items() if len(names) > 1
+    ]
     return Comparison(
         tuple(rows),
+        tuple(of_groups),
         tuple(sorted(set(old) ^ set(new))),
-        math.expm1(float(np.median(known))) if known else None,
+        math.expm1(drift) if references and not by_level else None,
+        math.expm1(drift) if by_level else None,
         tuple(_remarks(before, after)),
     )
 
 
-def _ops(document: Mapping[str, Any]) -> Iterator[tuple[str, _Measured]]:
+def _check(before: Sequence[Document], after: Sequence[Document]) -> None:
+    for name, documents in (("before", before), ("after", after)):
+        for document in documents:
+            if document.get("kind") not in _ROWS:
+                raise ValueError(
+                    f"{name} must be a result of 'bench ops' or 'bench model', got one of kind "
+                    f"{document.get('kind')!r}."
+                )
+    first = before[0]
+    for name, documents in (("before", before), ("after", after)):
+        for document in documents:
+            for key in ("kind", "device"):
+                if document[key] != first[key]:
+                    whose = "the others" if name == "before" else "before"
+                    raise ValueError(f"{name} must have the {key} of {whose}, {first[key]!r}, got {document[key]!r}.")
+
+
+def _runs(documents: Sequence[Document]) -> _Runs:
+    rows: dict[str, list[_Measured]] = {}
+    for document in documents:
+        for name, measured in _ROWS[document["kind"]](document):
+            rows.setdefault(name, []).append(measured)
+    return rows
+
+
+def _ops(document: Document) -> Iterator[tuple[str, _Measured]]:
     for row in document["results"]:
-        times = {name: (time["median_us"], time.get("parts_us", ())) for name, time in row["contenders"].items()}
-        median, parts = times.pop("fastyolo")
+        times = {name: (time["median_us"], time.get("parts_us")) for name, time in row["contenders"].items()}
         if row.get("memory_us"):
-            times["memory"] = (row["memory_us"], ())
-        yield f"{row['op']} {row['case']}", _Measured(median, parts, times)
+            times["memory"] = (row["memory_us"], row.get("memory_parts_us"))
+        level, error = _level(*times.pop("fastyolo"))
+        references = {name: _level(*time)[0] for name, time in times.items()}
+        yield f"{row['op']} {row['case']}", _Measured(row["op"], level, error, references)
 
 
-def _model(document: Mapping[str, Any]) -> Iterator[tuple[str, _Measured]]:
+def _model(document: Document) -> Iterator[tuple[str, _Measured]]:
     for row in document["results"]:
+        # Documents of schema 1 have no other settings than the size.
+        settings = [row["model"], f"batch {row['batch']}", f"{row['threads']} threads"] if "model" in row else []
         for runtime, time in row["latency"].items():
-            parts = [value * 1e3 for value in time.get("parts_ms", ())]
-            yield f"{runtime} at {row['imgsz']}", _Measured(time["median_ms"] * 1e3, parts, {})
+            level, error = _level(time["median_ms"], time.get("parts_ms"))
+            name = ", ".join([f"{runtime} at {row['imgsz']}", *settings])
+            yield name, _Measured(runtime, level + math.log(1e3), error, {})
+
+
+def _level(median: float, visits: Sequence[float] | None) -> tuple[float, float | None]:
+    """The logarithm of the time of the quietest visit, and its error, by how far the next ones are from it."""
+    if visits is None or len(visits) < _NEXT + 1:
+        return math.log(median), None
+    ordered = np.sort(np.log(visits))
+    return float(ordered[0]), float(ordered[_NEXT] - ordered[0]) / 2
 
 
 _ROWS = {"ops": _ops, "model": _model}
 
 
-def _drift(old: _Measured, new: _Measured) -> float | None:
-    """Logarithm of the references' change: the mean of those that both have."""
-    common = [name for name in old.references if name in new.references]
-    if not common:
-        return None
-    return float(np.mean([math.log(new.references[name][0] / old.references[name][0]) for name in common]))
+def _reference_changes(old: _Runs, new: _Runs, names: Sequence[str]) -> list[float]:
+    changes = []
+    for name in names:
+        before, after = (
+            {reference: np.mean([run.references[reference] for run in runs]) for reference in _common(runs)}
+            for runs in (old[name], new[name])
+        )
+        changes += [float(after[reference] - before[reference]) for reference in before if reference in after]
+    return changes
 
 
-def _error(measured: _Measured) -> float:
-    """Standard error of the logarithm of the median, relative to the references where parts of those are known."""
-    if len(measured.parts) < 2:
-        return 0.0  # the spread of the rows has to do
-    logs = np.log(measured.parts)
-    others = [np.log(parts) for _, parts in measured.references.values() if len(parts) == len(logs)]
-    if others:
-        logs = logs - np.mean(others, axis=0)
-    return float(logs.std(ddof=1) / math.sqrt(len(logs)))
+def _common(runs: Sequence[_Measured]) -> list[str]:
+    return [name for name in runs[0].references if all(name in run.references for run in runs)]
+
+
+def _median(values: Sequence[float]) -> tuple[float, float]:
+    """The median and its standard error; of no values, 0."""
+    if not values:
+        return 0.0, 0.0
+    spread = float(np.std(values, ddof=1)) if 1 < len(values) < _FEW else _spread(values)
+    return float(np.median(values)), _MEDIAN * spread / math.sqrt(len(values))
+
+
+def _mean(runs: Sequence[_Measured]) -> float:
+    return float(np.mean([run.level for run in runs]))
+
+
+def _error(runs: Sequence[_Measured]) -> float:
+    """Of the mean of the levels: from each run's own, or from how much the runs differ if that is more."""
+    known = [run.error for run in runs if run.error is not None]
+    own = math.sqrt(float(np.mean(np.square(known))) / len(runs)) if known else 0.0
+    if len(runs) < 2:
+        return own
+    return max(own, float(np.std([run.level for run in runs], ddof=1)) / math.sqrt(len(runs)))
+
+
+def _error_of_median(errors: Sequence[float]) -> float:
+    """Standard error of the median of normal values, each with its own error: 1 / (2 f sqrt(n)), where f is the mean of
+    their densities at the centre. Of two values the median is the mean."""
+    if len(errors) < 3:
+        return math.hypot(*errors) / len(errors)
+    return _MEDIAN / (float(np.mean(np.reciprocal(errors))) * math.sqrt(len(errors)))
+
+
+def _moderated(errors: Mapping[str, float], changes: Mapping[str, float]) -> dict[str, float]:
+    """Errors drawn half-way to their median: a few visits do not tell well how much they vary, and one row in many has
+    a small error by chance. Where none is known, all rows have the one that their changes show."""
+    typical = float(np.median([*errors.values()])) or max(_spread([*changes.values()]), _EXACT)
+    return {name: math.sqrt((error**2 + typical**2) / 2) for name, error in errors.items()}
+
+
+def _calibrated(changes: Mapping[str, float], errors: Mapping[str, float]) -> dict[str, float]:
+    """Errors multiplied by one factor so that, as a whole, they explain how much the changes differ.
+
+    Visits of one run do not see what differs from process to process. The factor is the Birge ratio, which is not below
+    1 (https://doi.org/10.1103/PhysRev.40.207), by the median absolute deviation in place of the mean square, so that
+    those that did change do not count.
+    """
+    if len(changes) < _FEW:
+        return dict(errors)
+    middle = np.median([*changes.values()])
+    ratio = max(1.0, 1.4826 * float(np.median([abs(changes[name] - middle) / errors[name] for name in changes])))
+    return {name: ratio * error for name, error in errors.items()}
 
 
 def _spread(changes: Sequence[float]) -> float:
@@ -172,20 +298,27 @@ def _verdict(change: float, noise: float, threshold: float) -> Verdict:
     return "unclear" if size > threshold else "same"
 
 
-def _remarks(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    old, new = before["environment"], after["environment"]
-    facts = {
-        "threads": (before["threads"], after["threads"]),
-        "processor": (old["cpu"]["model"], new["cpu"]["model"]),
-        "cores": (old["cpu"]["cores"], new["cpu"]["cores"]),
-        "GPU": tuple(", ".join(gpu["model"] for gpu in environment["gpus"]) or "none" for environment in (old, new)),
-        **{
-            name: (old["versions"].get(name), new["versions"].get(name))
-            for name in sorted({*old["versions"], *new["versions"]} - {"fastyolo"})
-        },
+def _remarks(before: Sequence[Document], after: Sequence[Document]) -> Iterator[str]:
+    facts = [_facts(document) for document in (*before, *after)]
+    for name in dict.fromkeys(name for document in facts for name in document):
+        was, now = (
+            sorted({str(document[name]) for document in side if name in document})
+            for side in (facts[: len(before)], facts[len(before) :])
+        )
+        if was and now and was != now:
+            yield f"{name} was {' and '.join(was)} and is {' and '.join(now)}."
+    for document in (*before, *after):
+        if any(measured.error is None for _, measured in _ROWS[document["kind"]](document)):
+            yield "A file does not say how its samples varied, so noise is judged by the spread of the rows alone."
+            return
+
+
+def _facts(document: Document) -> dict[str, Any]:
+    environment = document["environment"]
+    return {
+        "threads": document["threads"],
+        "processor": environment["cpu"]["model"],
+        "cores": environment["cpu"]["cores"],
+        "GPU": ", ".join(gpu["model"] for gpu in environment["gpus"]) or "none",
+        **{name: version for name, version in sorted(environment["versions"].items()) if name != "fastyolo"},
     }
-    for name, (was, now) in facts.items():
-        if was != now:
-            yield f"{name} was {was} and is {now}."
-    if any(not time.parts for document in (before, after) for _, time in _ROWS[document["kind"]](document)):
-        yield "A file does not say how its samples varied, so noise is judged by the spread of the rows alone."

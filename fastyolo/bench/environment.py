@@ -17,7 +17,10 @@ import fastyolo
 if TYPE_CHECKING:
     import torch
 
-_PACKAGES = ("torch", "torchvision", "ultralytics", "numpy")
+_PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "opencv", "onnxruntime", "openvino", "ncnn", "tensorrt")
+_DISTRIBUTIONS = {  # of packages that come under several names
+    "opencv": ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
+}
 
 
 def environment() -> dict[str, Any]:
@@ -42,10 +45,10 @@ def versions() -> dict[str, str | None]:
 
 
 def installed_version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    for name in _DISTRIBUTIONS.get(package, (package,)):
+        for distribution in metadata.distributions(name=name):
+            return distribution.version
+    return None
 
 
 def why_not_compiled(device: torch.device) -> str | None:

@@ -1,46 +1,91 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What the input size of a detector costs and brings: latency, mAP, and recall by the size of objects.
+"""What a detector costs and brings: latency, throughput, memory, size and accuracy, by runtime, input size and batch.
 
-Latency is that of one call with one photograph: letterbox, network and NMS, in PyTorch with fastyolo's operators and in
-ONNX Runtime through `fastyolo.runtime`. Sizes and runtimes take turns. All inputs are squares, so that both runtimes
-work on the same pixels; a photograph's shape would save PyTorch the padding.
+Latency is that of one call with photographs: letterbox, network and NMS, in PyTorch with fastyolo's operators and in
+the others through `fastyolo.runtime`. Contenders of one batch and number of threads take turns. All inputs are squares,
+so that the runtimes work on the same pixels; a photograph's shape would save PyTorch the padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
+from fastyolo.bench import runtimes
 from fastyolo.bench.environment import environment, installed_version
+from fastyolo.bench.footprint import peak_mb
+from fastyolo.bench.model_table import threads_text
+from fastyolo.bench.runtimes import LABELS, NAMES, PYTORCH, RUNTIMES
 from fastyolo.bench.timing import Call, Contender, CpuContender, medians_of_parts, take_turns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from fastyolo.integrations.ultralytics.accuracy import Accuracy
+    from fastyolo.export import Format
+    from fastyolo.integrations.ultralytics.labelled import LabelledImages
+    from fastyolo.runtime.metadata import Outputs
 
-SECONDS = 2.0  # of measuring for each size and runtime
+SECONDS = 4.0  # of measuring for each contender
 MIN_ROUNDS = 20
 PHOTOGRAPHS = 8
+_LEAST_RANGE = 0.05  # of mAP in a plot
 PICTURES = (".pdf", ".png", ".svg")
-LABELS = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+SCHEMA = 2
+
+OnProgress = Callable[[str, float], None]
+"""What is done next, and the share of it that is done."""
 
 
-def left_out() -> str | None:
-    """Why ONNX Runtime is not measured here, or None."""
-    packages = ("onnx", "onnxslim", "onnxruntime")
-    missing = [package for package in packages if installed_version(package) is None]
-    return f"{missing[0]} is not installed" if missing else None
+@dataclass(frozen=True)
+class Candidate:
+    """A model in a runtime, with the input that it is loaded for.
+
+    Attributes:
+        model: name of the checkpoint or of the exported file that the user named.
+        runtime: one of `runtimes.NAMES`.
+        file: that is loaded.
+        imgsz: side of its square input in pixels.
+        batch: images per call.
+    """
+
+    model: str
+    runtime: str
+    file: Path
+    imgsz: int
+    batch: int
+
+    def load(self, threads: int, device: str) -> runtimes.Detect:
+        return runtimes.load(
+            self.runtime, self.file, imgsz=self.imgsz, threads=threads, device=device, batch=self.batch
+        )
+
+
+def available(names: Sequence[str], *, checkpoint: bool) -> tuple[list[str], list[str]]:
+    """The runtimes among `names` that can be measured here, and a sentence for each of the others.
+
+    Args:
+        names: of `runtimes.NAMES`.
+        checkpoint: whether a checkpoint has to be exported for them.
+    """
+    reasons = {name: runtimes.why_not(name, export=checkpoint) for name in names}
+    usable = [name for name, reason in reasons.items() if reason is None]
+    return usable, [f"{LABELS[name]} is left out: {reason}." for name, reason in reasons.items() if reason]
 
 
 def check_sizes(model: Any, sizes: Sequence[int]) -> None:
     """Raises ValueError for a model that is exported already, and for sizes that the network does not take."""
     if isinstance(model.model, str):
-        raise ValueError(f"--weights must be a checkpoint, which is exported here at each size, got {model.model!r}.")
+        raise ValueError(
+            f"--weights must be a checkpoint, which is exported here, got {model.model!r}; name it with --model."
+        )
     stride = int(max(model.model.stride.tolist()))
     if wrong := [size for size in sizes if size < stride or size % stride]:
         raise ValueError(
@@ -48,11 +93,68 @@ def check_sizes(model: Any, sizes: Sequence[int]) -> None:
         )
 
 
-def export(weights: str, imgsz: int, folder: Path) -> Path:
-    """The ONNX file to measure, with the head's maps for `fastyolo.runtime` to decode."""
+def export_candidates(
+    weights: str,
+    names: Sequence[str],
+    sizes: Sequence[int],
+    batches: Sequence[int],
+    folder: Path,
+    on_progress: OnProgress,
+) -> Iterator[Candidate]:
+    """The candidates of a checkpoint, exported once for each format, size and batch."""
     from fastyolo.export import export
 
-    return export(weights, "onnx", outputs="maps", imgsz=imgsz, path=folder / f"{imgsz}.onnx")
+    @functools.cache
+    def exported(format_: Format, suffix: str, imgsz: int, batch: int) -> Path:
+        on_progress(f"export at {imgsz}, batch {batch}", 0.0)
+        path = folder / f"{imgsz}-{batch}{suffix}"
+        outputs: Outputs | None = "maps" if format_ == "onnx" else None  # which OpenVINO reads, too
+        return export(weights, format_, outputs=outputs, imgsz=imgsz, batch=batch, path=path)
+
+    for imgsz, batch, name in itertools.product(sizes, batches, names):
+        file = Path(weights)
+        if name != PYTORCH:
+            runtime = RUNTIMES[name]
+            file = exported(runtime.format, runtime.suffix, imgsz, batch if runtime.batches else 1)
+        yield Candidate(Path(weights).name, name, file, imgsz, batch)
+
+
+def file_candidates(
+    file: Path, names: Sequence[str], sizes: Sequence[int], batches: Sequence[int]
+) -> tuple[list[Candidate], list[str]]:
+    """The candidates of an exported file, and a sentence for each batch that it cannot take.
+
+    Args:
+        file: for one or more of the runtimes.
+        names: runtimes to use.
+        sizes: of the input, if they are free; none: what the file says.
+        batches: images per call.
+
+    Raises:
+        ValueError: none of the runtimes takes the file, or it cannot be loaded, or its input is no square, or has
+            another size.
+    """
+    from fastyolo.runtime import Detector
+
+    takers = [name for name in runtimes.runtimes_of(file) if name in names]
+    if not takers:
+        wanted = " or ".join(LABELS[name] for name in runtimes.runtimes_of(file))
+        raise ValueError(f"model must be a file for a runtime that is installed and chosen; {file} is for {wanted}.")
+    found = []
+    left_out: dict[str, None] = {}
+    for size in sizes or (None,):
+        detector = Detector(file, engine=runtimes.engine_of(takers[0]), imgsz=size)
+        height, width = detector.imgsz
+        if height != width:
+            raise ValueError(f"model must have a square input, {file} has {height}x{width}; export it again.")
+        for batch in batches:
+            if detector.batch_size in (None, batch):
+                found += [Candidate(file.name, name, file, height, batch) for name in takers]
+            else:
+                left_out[f"{file.name} is left out with batch {batch}: it takes {detector.batch_size} at a time."] = (
+                    None
+                )
+    return found, list(left_out)
 
 
 def sample_photographs() -> list[str]:
@@ -62,100 +164,176 @@ def sample_photographs() -> list[str]:
     return sorted(str(path) for path in ASSETS.glob("*.jpg"))
 
 
-def latency(
-    model: Any,
-    files: dict[int, Path],
-    sizes: Sequence[int],
-    photographs: Sequence[str],
+class Labelled:
+    """The validation images of a data set, on which candidates are compared."""
+
+    def __init__(self, data: str, device: str) -> None:
+        self.images: list[str] = []
+        self._data = data
+        self._device = device
+        self._of_size: dict[int, LabelledImages] = {}
+
+    def accuracy(self, candidate: Candidate, on_progress: Callable[[float], None]) -> dict[str, Any]:
+        """mAP50, mAP50-95 and, of PyTorch, the recall of small, medium and large objects."""
+        if candidate.runtime == PYTORCH:
+            return self._of_checkpoint(candidate, on_progress)
+        from fastyolo.compress.accuracy import measure
+        from fastyolo.integrations.ultralytics.labelled import LabelledImages
+        from fastyolo.runtime import Detector
+
+        engine = runtimes.engine_of(candidate.runtime)
+        if candidate.imgsz not in self._of_size:
+            names = Detector(candidate.file, engine=engine).names
+            self._of_size[candidate.imgsz] = LabelledImages(self._data, candidate.imgsz, names)
+        labelled = self._of_size[candidate.imgsz]
+        self.images = list(labelled.dataloader.dataset.im_files)
+        done = iter(range(1, len(labelled) + 1))
+        found = measure(candidate.file, labelled, lambda: on_progress(next(done) / len(labelled)), engine=engine)
+        return {"mAP50": found.map50, "mAP50-95": found.map50_95}
+
+    def _of_checkpoint(self, candidate: Candidate, on_progress: Callable[[float], None]) -> dict[str, Any]:
+        from fastyolo.integrations.ultralytics.acceleration import YOLO, accelerate
+        from fastyolo.integrations.ultralytics.accuracy import evaluate
+
+        model = accelerate(YOLO(candidate.file))
+        found = evaluate(model, self._data, candidate.imgsz, device=self._device, on_batch=on_progress)
+        self.images = found.images
+        recall = {
+            name: {"objects": value.objects, "found": value.found, "recall": value.value}
+            for name, value in found.recall.items()
+        }
+        return {"mAP50": found.map50, "mAP50-95": found.map50_95, "recall": recall}
+
+
+def measure(
+    candidates: Sequence[Candidate],
     *,
+    threads: Sequence[int],
+    photographs: Sequence[str],
+    labelled: Labelled | None,
     device: str,
-    threads: int,
-) -> dict[int, dict[str, dict[str, Any]]]:
-    """Median, 90th percentile, and the medians of consecutive parts, in milliseconds, by size and runtime.
+    on_progress: OnProgress,
+) -> list[dict[str, Any]]:
+    """A result for each model, size, batch and number of threads, with what was measured in each runtime.
+
+    Accuracy does not depend on batch and threads, so it is measured with the first candidate of a model, size and
+    runtime. PyTorch's number of threads is set for the process.
 
     Args:
-        model: a `YOLO` object.
-        files: its ONNX files by size; empty: PyTorch alone.
-        photographs: image files, the first of which take turns.
-        device: of PyTorch; ONNX Runtime runs on the CPU.
-        threads: of ONNX Runtime; PyTorch's are set for the process.
+        candidates: of all models.
+        threads: numbers of cores.
+        photographs: image files to measure the latency with; of none, those of `labelled` are taken.
+        labelled: data set to measure the accuracy on, if any.
+        device: of PyTorch.
+        on_progress: called before and during each step.
     """
-    from fastyolo.integrations.ultralytics.acceleration import predictor_of
+    accuracies: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for candidate in candidates if labelled else ():
+        key = (candidate.model, candidate.imgsz, candidate.runtime)
+        if labelled and key not in accuracies:
+            what = f"accuracy of {candidate.model} in {LABELS[candidate.runtime]} at {candidate.imgsz}"
+            on_progress(what, 0.0)
+            accuracies[key] = labelled.accuracy(candidate, lambda share, what=what: on_progress(what, share))  # type: ignore[misc]
+    files = list(photographs) or (labelled.images if labelled else [])
+    images = _read(files)
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for batch in dict.fromkeys(candidate.batch for candidate in candidates):
+        group = [candidate for candidate in candidates if candidate.batch == batch]
+        for count in threads:
+            on_progress(f"latency, batch {batch}, {threads_text(count)}", 0.0)
+            times = _latencies(group, count, images, device)
+            on_progress(f"memory, batch {batch}, {threads_text(count)}", 0.0)
+            for candidate, time in zip(group, times, strict=True):
+                row = rows.setdefault(
+                    (candidate.model, candidate.imgsz, batch, count),
+                    {
+                        "model": candidate.model,
+                        "imgsz": candidate.imgsz,
+                        "batch": batch,
+                        "threads": count,
+                        **{name: {} for name in ("latency", "images_per_s", "peak_mb", "file_mb", "accuracy")},
+                    },
+                )
+                name = candidate.runtime
+                row["latency"][name] = time
+                row["images_per_s"][name] = round(batch * 1e3 / time["median_ms"], 2)
+                row["peak_mb"][name] = round(
+                    peak_mb(
+                        name,
+                        candidate.file,
+                        imgsz=candidate.imgsz,
+                        batch=batch,
+                        threads=count,
+                        device=device,
+                        photograph=files[0],
+                    ),
+                    1,
+                )
+                row["file_mb"][name] = round(runtimes.num_bytes(candidate.file) / 1e6, 3)
+                if found := accuracies.get((candidate.model, candidate.imgsz, name)):
+                    row["accuracy"][name] = found
+    return list(rows.values())
 
-    images = [image for image in (cv2.imread(str(path)) for path in photographs[:PHOTOGRAPHS]) if image is not None]
+
+def _read(files: Sequence[str]) -> list[npt.NDArray[Any]]:
+    images = [image for image in (cv2.imread(str(file)) for file in files[:PHOTOGRAPHS]) if image is not None]
     if not images:
-        raise ValueError(f"None of the photographs can be read: {', '.join(map(str, photographs[:PHOTOGRAPHS]))}.")
-    predictor = predictor_of(model, imgsz=sizes[0], rect=False, device=device, verbose=False, save=False)
-
-    def predict(size: int, image: np.ndarray[Any, Any]) -> Call:
-        def call() -> Any:
-            predictor.args.imgsz = size
-            return predictor(source=image)
-
-        return call
-
-    contenders: dict[tuple[int, str], Contender] = {}
-    for size in sizes:
-        contenders[size, "pytorch"] = CpuContender([predict(size, image) for image in images])
-        if size in files:
-            contenders[size, "onnxruntime"] = CpuContender(_detections(files[size], images, threads))
-    samples = take_turns(
-        {f"{size} {runtime}": contender for (size, runtime), contender in contenders.items()},
-        seconds=SECONDS * len(contenders),
-        min_rounds=MIN_ROUNDS,
-    )
-    times: dict[int, dict[str, dict[str, Any]]] = {size: {} for size in sizes}
-    for size, runtime in contenders:
-        values = np.array(samples[f"{size} {runtime}"]) * 1e3
-        median, p90 = np.quantile(values, (0.5, 0.9)).round(3).tolist()
-        parts = [round(value, 3) for value in medians_of_parts(values)]
-        times[size][runtime] = {"median_ms": median, "p90_ms": p90, "samples": len(values), "parts_ms": parts}
-    return times
+        raise ValueError(f"None of the photographs can be read: {', '.join(map(str, files[:PHOTOGRAPHS]))}.")
+    return images
 
 
-def _detections(file: Path, images: Sequence[np.ndarray[Any, Any]], threads: int) -> list[Call]:
-    from fastyolo.runtime import Detector
+def _latencies(
+    candidates: Sequence[Candidate], threads: int, images: Sequence[npt.NDArray[Any]], device: str
+) -> list[dict[str, Any]]:
+    """Percentiles and the medians of consecutive parts, in milliseconds per call, of each candidate; in turns."""
+    contenders: dict[str, Contender] = {}
+    for index, candidate in enumerate(candidates):
+        detect = candidate.load(threads, device)
+        contenders[str(index)] = CpuContender([_call(detect, batch) for batch in _batches(images, candidate.batch)])
+    samples = take_turns(contenders, seconds=SECONDS * len(contenders), min_rounds=MIN_ROUNDS)
+    return [_percentiles(np.array(values) * 1e3) for values in samples.values()]
 
-    detector = Detector(file, threads=threads)
-    return [lambda image=image: detector(image) for image in images]  # type: ignore[misc]
+
+def _batches(images: Sequence[npt.NDArray[Any]], batch: int) -> list[list[npt.NDArray[Any]]]:
+    """One that starts with each image."""
+    return [[images[(start + i) % len(images)] for i in range(batch)] for start in range(len(images))]
+
+
+def _call(detect: runtimes.Detect, batch: runtimes.Images) -> Call:
+    return lambda: detect(batch)
+
+
+def _percentiles(milliseconds: npt.NDArray[np.float64]) -> dict[str, Any]:
+    median, p90, p99 = np.quantile(milliseconds, (0.5, 0.9, 0.99)).round(3).tolist()
+    parts = [round(value, 3) for value in medians_of_parts(milliseconds)]
+    return {"median_ms": median, "p90_ms": p90, "p99_ms": p99, "samples": len(milliseconds), "parts_ms": parts}
 
 
 def report(
-    weights: str,
+    models: Iterable[str],
     data: str | None,
+    images: int | None,
     device: str,
-    threads: int,
-    times: dict[int, dict[str, dict[str, Any]]],
-    accuracies: dict[int, Accuracy],
+    threads: Sequence[int],
+    left_out: Sequence[str],
+    rows: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything that was measured, in JSON's types."""
     from fastyolo.integrations.ultralytics.accuracy import IOU, SCORE
 
-    rows: list[dict[str, Any]] = []
-    for size, by_runtime in times.items():
-        row: dict[str, Any] = {"imgsz": size, "latency": by_runtime}
-        if size in accuracies:
-            found = accuracies[size]
-            row |= {"mAP50": found.map50, "mAP50-95": found.map50_95}
-            row["recall"] = {
-                name: {"objects": recall.objects, "found": recall.found, "recall": recall.value}
-                for name, recall in found.recall.items()
-            }
-        rows.append(row)
-    reason = left_out()
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "model",
-        "weights": Path(weights).name,
+        "weights": ", ".join(models),
         "data": _name_of(data) if data else None,
-        "images": len(next(iter(accuracies.values())).images) if accuracies else None,
+        "images": images,
         "device": device,
-        "threads": threads,
+        "threads": max(threads),
         "recall_at": {"score": SCORE, "iou": IOU},
-        "left_out": [f"ONNX Runtime: {reason}"] if reason else [],
-        "runtimes": {"onnxruntime": installed_version("onnxruntime")},
+        "left_out": list(left_out),
+        "runtimes": {name: installed_version(name) for name in NAMES if name != PYTORCH},
         "environment": environment(),
-        "results": rows,
+        "results": list(rows),
     }
 
 
@@ -166,7 +344,7 @@ def _name_of(data: str) -> str:
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
-    """Speed against accuracy, and recall by size of objects, of a report with accuracies."""
+    """Speed against accuracy of a report with accuracies, and recall by size of objects where PyTorch's is known."""
     import matplotlib as mpl
 
     from fastyolo._files import replacing
@@ -174,9 +352,13 @@ def plot(document: dict[str, Any], path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot
 
-    figure, (speed, recall) = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    _plot_speed(speed, document)
-    _plot_recall(recall, document)
+    recalls = [row for row in document["results"] if "recall" in row["accuracy"].get(PYTORCH, {})]
+    figure, axes = pyplot.subplots(
+        1, 2 if recalls else 1, figsize=(11 if recalls else 6, 4.4), layout="constrained", squeeze=False
+    )
+    _plot_speed(axes[0, 0], document)
+    if recalls:
+        _plot_recall(axes[0, 1], document, recalls)
     figure.suptitle(f"{document['weights']} on {document['data']}, {document['images']} images")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix[1:])
@@ -184,42 +366,52 @@ def plot(document: dict[str, Any], path: Path) -> None:
 
 
 def _plot_speed(axes: Axes, document: dict[str, Any]) -> None:
+    """A line for each model, runtime, batch and number of threads, through its sizes."""
     from matplotlib.ticker import LogLocator, NullLocator
 
+    lines: dict[str, list[tuple[int, float, float, float]]] = {}
     rows = document["results"]
-    for runtime, label in LABELS.items():
-        if runtime not in rows[0]["latency"]:
-            continue
-        times = [row["latency"][runtime] for row in rows]
-        medians = [time["median_ms"] for time in times]
-        values = [row["mAP50-95"] for row in rows]
-        late = [time["p90_ms"] - time["median_ms"] for time in times]
-        axes.errorbar(medians, values, xerr=[[0.0] * len(late), late], marker="o", capsize=2, label=label)
-        for row, median, value in zip(rows, medians, values, strict=True):
-            axes.annotate(
-                str(row["imgsz"]), (median, value), (0, 6), textcoords="offset points", ha="center", fontsize=8
+    varying = [key for key in ("model", "batch", "threads") if len({row[key] for row in rows}) > 1]
+    for row in rows:
+        for runtime, accuracy in row["accuracy"].items():
+            time = row["latency"][runtime]
+            labels = [row[key] if key == "model" else f"{key} {row[key]}" for key in varying]
+            label = ", ".join([*labels, LABELS[runtime]])
+            point = (
+                row["imgsz"],
+                time["median_ms"] / row["batch"],
+                time["p90_ms"] / row["batch"],
+                accuracy["mAP50-95"],
             )
+            lines.setdefault(label, []).append(point)
+    for label, points in lines.items():
+        sizes, medians, p90s, values = zip(*points, strict=True)
+        late = np.subtract(p90s, medians)
+        axes.errorbar(medians, values, xerr=[np.zeros_like(late), late], marker="o", capsize=2, label=label)
+        for size, median, value in zip(sizes, medians, values, strict=True):
+            axes.annotate(str(size), (median, value), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     axes.set(
         xscale="log", xlabel="latency of an image in ms: median, and bar to the 90th percentile", ylabel="mAP50-95"
     )
+    if np.ptp(axes.get_ylim()) < _LEAST_RANGE:  # what differs is rounding
+        middle = float(np.mean(axes.get_ylim()))
+        axes.set_ylim(middle - _LEAST_RANGE / 2, middle + _LEAST_RANGE / 2)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(0.1)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
 
 
-def _plot_recall(axes: Axes, document: dict[str, Any]) -> None:
-    rows = document["results"]
-    sides = [row["imgsz"] for row in rows]
-    for size in rows[0]["recall"]:
-        found = [row["recall"][size] for row in rows]
-        if found[0]["objects"]:
-            label = f"{size} ({found[0]['objects']} objects)"
-            axes.plot(sides, [value["recall"] for value in found], marker="o", label=label)
+def _plot_recall(axes: Axes, document: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    by_side = {row["imgsz"]: row["accuracy"][PYTORCH]["recall"] for row in rows}
+    for size, first in next(iter(by_side.values())).items():
+        if first["objects"]:
+            values = [recall[size]["recall"] for recall in by_side.values()]
+            axes.plot(list(by_side), values, marker="o", label=f"{size} ({first['objects']} objects)")
     at = document["recall_at"]
     ylabel = f"recall at score {at['score']}, IoU {at['iou']}"
-    axes.set(xlabel="imgsz", ylabel=ylabel, xticks=sides, ylim=(0, 1))
+    axes.set(xlabel="imgsz", ylabel=ylabel, xticks=list(by_side), ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -3,31 +3,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastyolo.bench.cases import CASES, COMPILED_PEERS, IMAGE_SIZE, OURS, Case, Inputs, Maps
+from fastyolo.bench.cases import CASES, IMAGE_SIZE, OURS, PEERS, Case, Choice, Inputs, Maps
 from fastyolo.bench.environment import environment, installed_version, why_not_compiled
+from fastyolo.bench.roofline import Roofline
 from fastyolo.bench.timing import (
+    VISITS,
     Contender,
     CpuContender,
     CudaContender,
+    Timing,
     copy_bandwidth,
-    interleave,
     keep_freed_memory,
     peak_extra_bytes,
     single_pass,
+    visit_in_turns,
 )
 
 SCHEMA = 1
+
+# What the operators take on a device, and of that what networks are run and trained in.
+DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16, torch.float64),
+    "cuda": (torch.float32, torch.float16, torch.bfloat16),
+}
+NETWORKS = {"cpu": DTYPES["cpu"][:2], "cuda": DTYPES["cuda"]}
+
 _MEMORY = "memory"
+_HELD_BYTES = 1 << 29  # that the calls of the cases which are alive at the same time move
 
 
-def run(cases: Iterable[Case], device: torch.device, *, quick: bool) -> Iterator[dict[str, Any]]:
-    """Time the cases one by one; each result is a row of the report's `results`.
+def run(
+    cases: Iterable[Case],
+    device: torch.device,
+    roofline: Roofline,
+    *,
+    quick: bool,
+    on_visit: Callable[[Case], None] = lambda case: None,
+) -> Iterator[dict[str, Any]]:
+    """Time the cases; each result is a row of the report's `results`.
+
+    Cases of an operator that fit into memory together are visited one after the other, VISITS times, for a part of
+    their time each: a case is then measured over minutes, and what the machine did for some seconds does not decide
+    about it. `on_visit` is called before each.
 
     Raises:
         DisagreementError: fastyolo and a peer gave different answers.
@@ -35,37 +59,73 @@ def run(cases: Iterable[Case], device: torch.device, *, quick: bool) -> Iterator
     if device.type == "cpu":
         keep_freed_memory()
     bandwidth = copy_bandwidth() if device.type == "cuda" else None
+    for group in _groups(cases):
+        for case in group:
+            case.check()
+        seconds, visits, min_visits = (0.2, 2, 2) if quick else (3.0, VISITS, 5)
+        times = visit_in_turns(
+            [_contenders(case, device) for case in group],
+            seconds=seconds,
+            visits=visits,
+            min_visits=min_visits,
+            on_visit=lambda index, group=group: on_visit(group[index]),  # type: ignore[misc]
+        )
+        for case, timings in zip(group, times, strict=True):
+            yield _row(case, timings, device, roofline, bandwidth)
+
+
+def _groups(cases: Iterable[Case]) -> Iterator[list[Case]]:
+    """Consecutive cases of one operator."""
+    group: list[Case] = []
     for case in cases:
-        case.check()
-        contenders = {name: _contender(case, name, device) for name in case.calls}
-        if bandwidth is None:
-            contenders[_MEMORY] = single_pass(case.bytes_moved)
-        timings = interleave(contenders, seconds=0.2 if quick else 3.0, min_rounds=2 if quick else 5)
-        memory_us = case.bytes_moved / bandwidth * 1e6 if bandwidth else timings.pop(_MEMORY).median_us
-        ours_us = timings[OURS].median_us
-        yield {
-            "op": case.op,
-            "case": case.name,
-            **case.facts,
-            "contenders": {
-                name: {"mode": _mode(case, name, device), **timing.as_dict()} for name, timing in timings.items()
-            },
-            "ratio": {name: round(timing.median_us / ours_us, 2) for name, timing in timings.items()},
-            "bytes": case.bytes_moved,
-            "gb_per_s": round(case.bytes_moved / ours_us / 1e3, 2),
-            "memory_us": round(memory_us, 2),
-            "memory_share": round(memory_us / ours_us, 3),
-            "peak_extra_bytes": peak_extra_bytes(case.calls[OURS][0], device),
-        }
+        if group and (case.op != group[0].op or sum(held.bytes_moved for held in group) > _HELD_BYTES):
+            yield group
+            group = []
+        group.append(case)
+    if group:
+        yield group
 
 
-def cases(names: Sequence[str], inputs: Inputs, *, quick: bool) -> Iterator[Case]:
+def _row(
+    case: Case, timings: dict[str, Timing], device: torch.device, roofline: Roofline, bandwidth: float | None
+) -> dict[str, Any]:
+    """A result, with the two limits of the roofline model beside it."""
+    one_pass = timings.pop(_MEMORY, None)
+    memory_us = one_pass.median_us if one_pass else case.bytes_moved / (bandwidth or math.inf) * 1e6
+    compute_us = case.flops / roofline.flops * 1e6
+    ours_us = timings[OURS].median_us
+    return {
+        "op": case.op,
+        "case": case.name,
+        **case.facts,
+        "contenders": {
+            name: {"mode": _mode(case, name, device), **timing.as_dict()} for name, timing in timings.items()
+        },
+        "ratio": {name: round(timing.median_us / ours_us, 2) for name, timing in timings.items()},
+        "bytes": case.bytes_moved,
+        "gb_per_s": round(case.bytes_moved / ours_us / 1e3, 2),
+        "memory_us": round(memory_us, 2),
+        **({"memory_parts_us": one_pass.as_dict()["parts_us"]} if one_pass else {}),
+        "memory_share": round(memory_us / ours_us, 3),
+        "flops": case.flops,
+        "compute_us": round(compute_us, 2),
+        "bound": "memory" if memory_us >= compute_us else "compute",
+        "limit_share": round(max(memory_us, compute_us) / ours_us, 3),
+        "peak_extra_bytes": peak_extra_bytes(case.calls[OURS][0], device),
+    }
+
+
+def cases(names: Sequence[str], inputs: Inputs, choice: Choice) -> Iterator[Case]:
     for name in names:
-        yield from CASES[name](inputs, quick)
+        yield from CASES[name](inputs, choice)
 
 
 def report(
-    results: Sequence[dict[str, Any]], device: torch.device, maps_source: str, left_out: Sequence[str]
+    results: Sequence[Mapping[str, Any]],
+    device: torch.device,
+    roofline: Roofline,
+    maps_source: str,
+    left_out: Sequence[str],
 ) -> dict[str, Any]:
     """The document that --json writes and bench/tables.py reads."""
     return {
@@ -75,6 +135,7 @@ def report(
         "threads": torch.get_num_threads(),
         "maps": maps_source,
         "left_out": list(left_out),
+        "roofline": {"gflops": round(roofline.flops / 1e9, 1), "gb_per_s": round(roofline.bytes / 1e9, 1)},
         "environment": environment(),
         "results": list(results),
     }
@@ -82,12 +143,22 @@ def report(
 
 def left_out(names: Iterable[str], device: torch.device, *, quick: bool) -> list[str]:
     """Why peers of these operators are missing, a clause for each."""
-    missing = [package for package in ("ultralytics", "torchvision") if installed_version(package) is None]
-    reasons = [f"{package} is not installed" for package in missing]
-    if COMPILED_PEERS.intersection(names):
+    wanted = {peer for name in names for peer in PEERS[name]}
+    on_cpu = sorted(wanted & {"opencv", "onnx", "onnxruntime", "openvino"})
+    reasons = []
+    if device.type == "cuda" and on_cpu:
+        reasons.append(f"{', '.join(on_cpu)} run on the CPU")
+        wanted -= {*on_cpu}
+    packages = [package for package in dict.fromkeys(sum(PEERS.values(), ())) if package in wanted]
+    reasons += [f"{package} is not installed" for package in packages if not _is_installed(package)]
+    if "torch.compile" in wanted:
         reason = "torch.compile takes too long for a quick run" if quick else why_not_compiled(device)
         reasons += [reason] if reason else []
     return reasons
+
+
+def _is_installed(package: str) -> bool:
+    return package == "torch.compile" or installed_version(package) is not None
 
 
 def real_maps(weights: str, images: Path, *, limit: int = 32) -> Maps:
@@ -105,10 +176,11 @@ def real_maps(weights: str, images: Path, *, limit: int = 32) -> Maps:
     return maps.box_maps, maps.cls_maps
 
 
-def _contender(case: Case, name: str, device: torch.device) -> Contender:
-    if device.type == "cpu":
-        return CpuContender(case.calls[name])
-    return CudaContender(case.calls[name], capturable=name in case.capturable)
+def _contenders(case: Case, device: torch.device) -> dict[str, Contender]:
+    if device.type == "cuda":
+        return {name: CudaContender(calls, capturable=name in case.capturable) for name, calls in case.calls.items()}
+    timed: dict[str, Contender] = {name: CpuContender(calls) for name, calls in case.calls.items()}
+    return {**timed, _MEMORY: single_pass(case.bytes_moved)}
 
 
 def _mode(case: Case, name: str, device: torch.device) -> str:

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 Call = Callable[[], Any]
 
-PARTS = 8
+VISITS = 8
+_SLOW = 0.1  # seconds of a call, from which on one is enough to warm up
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds per call: median and quartiles over the samples, and the medians of consecutive parts of them.
+    """Microseconds per call: median and quartiles over the samples, and the medians of the visits or parts of them.
 
     Contenders that took turns have the same parts, so that what slowed the machine down for a while shows in all.
     """
@@ -97,13 +98,45 @@ def _captured(call: Call) -> Call:
 def interleave(contenders: Mapping[str, Contender], *, seconds: float, min_rounds: int) -> dict[str, Timing]:
     """Sample the contenders in turns, in alternating order, for `seconds` and at least `min_rounds` rounds."""
     samples = take_turns(contenders, seconds=seconds, min_rounds=min_rounds)
-    return {name: _timing(values) for name, values in samples.items()}
+    return {name: _timing(values, medians_of_parts(values)) for name, values in samples.items()}
+
+
+def visit_in_turns(
+    groups: Sequence[Mapping[str, Contender]],
+    *,
+    seconds: float,
+    visits: int = VISITS,
+    min_visits: int,
+    on_visit: Callable[[int], None] = lambda index: None,
+) -> list[dict[str, Timing]]:
+    """`interleave` for several groups, in `visits` with all other groups in between, so that they lie minutes apart.
+
+    The parts of the timings are the visits. A group whose time is used up has no more of them than `min_visits`;
+    `on_visit` is called before each with the index of the group.
+    """
+    taken: list[list[dict[str, list[float]]]] = [[] for _ in groups]
+    spent = [0.0] * len(groups)
+    for visit in range(visits):
+        for index, group in enumerate(groups):
+            if visit >= min_visits and spent[index] > seconds:
+                continue
+            on_visit(index)
+            start = time.perf_counter()
+            taken[index].append(take_turns(group, seconds=seconds / visits, min_rounds=1))
+            spent[index] += time.perf_counter() - start
+    return [
+        {
+            name: _timing([value for part in parts for value in part[name]], [np.median(part[name]) for part in parts])
+            for name in group
+        }
+        for group, parts in zip(groups, taken, strict=True)
+    ]
 
 
 def take_turns(contenders: Mapping[str, Contender], *, seconds: float, min_rounds: int) -> dict[str, list[float]]:
     """The samples of `interleave`: seconds per call."""
     for contender in contenders.values():
-        for _ in range(2):
+        if contender.sample() < _SLOW:
             contender.sample()
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
@@ -115,14 +148,14 @@ def take_turns(contenders: Mapping[str, Contender], *, seconds: float, min_round
     return samples
 
 
-def _timing(samples: list[float]) -> Timing:
+def _timing(samples: Sequence[float], parts: Sequence[float]) -> Timing:
     low, median, high = (np.quantile(samples, (0.25, 0.5, 0.75)) * 1e6).tolist()
-    return Timing(median, low, high, len(samples), tuple(value * 1e6 for value in medians_of_parts(samples)))
+    return Timing(median, low, high, len(samples), tuple(float(value) * 1e6 for value in parts))
 
 
 def medians_of_parts(samples: Sequence[float] | NDArray[np.float64]) -> list[float]:
-    """Of PARTS consecutive parts, or of each sample where there are fewer."""
-    return [float(np.median(part)) for part in np.array_split(samples, min(PARTS, len(samples)))]
+    """Of VISITS consecutive parts, or of each sample where there are fewer."""
+    return [float(np.median(part)) for part in np.array_split(samples, min(VISITS, len(samples)))]
 
 
 def keep_freed_memory() -> None:

@@ -9,6 +9,8 @@ import typer
 
 from fastyolo.cli.bench import bench_app
 from fastyolo.cli.common import OneSentence
+from fastyolo.cli.compress import compress
+from fastyolo.cli.demo import demo
 from fastyolo.cli.doctor import doctor
 from fastyolo.cli.export import export
 from fastyolo.cli.info import info
@@ -36,6 +38,10 @@ app.command(epilog="Example: fastyolo val --weights best.pt --data coco.yaml --n
 app.command(epilog="Example: fastyolo train --data pcb.yaml --teacher best.pt --epochs 300 --set kd_ramp_epochs=5")(
     train
 )
+app.command(epilog="Example: fastyolo compress --data pcb.yaml --weights best.pt --max-epochs 200 --target-latency 10")(
+    compress
+)
+app.command(epilog="Example: fastyolo demo --save-dir runs/demo")(demo)
 app.command(epilog="Example: fastyolo prune --weights best.pt --data pcb.yaml --flops 0.5 --epochs 60")(prune)
 app.command(epilog="Example: fastyolo quantize --weights best.pt --data pcb.yaml --outputs boxes --keep-float auto:2")(
     quantize

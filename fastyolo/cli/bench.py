@@ -15,11 +15,30 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
-from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, DeviceName, Json, Weights, load_detector, progress_bar, reporting
+from fastyolo._files import replacing, write_json
+from fastyolo.cli.common import Debug, DeviceName, Json, load_detector, progress_bar, reporting, writable
 
 bench_app = typer.Typer(help="Measure this machine.", rich_markup_mode="rich")
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class SeveralValues(TyperCommand):
+    """Lets an option that may be repeated take several values: `--batch 1 8` is `--batch 1 --batch 8`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        expanded: list[str] = []
+        option = None
+        for argument in args:
+            if argument.startswith("-"):
+                option = argument if argument in lists else None
+            elif option and expanded[-1] != option:
+                expanded.append(option)
+            expanded.append(argument)
+        return super().parse_args(ctx, expanded)
 
 
 class Device(str, Enum):
@@ -29,6 +48,7 @@ class Device(str, Enum):
 
 class Op(str, Enum):
     decode_nms = "decode_nms"
+    multiclass_nms = "multiclass_nms"
     nms = "nms"
     batched_nms = "batched_nms"
     dfl_decode = "dfl_decode"
@@ -37,13 +57,68 @@ class Op(str, Enum):
     sppf_pool = "sppf_pool"
 
 
+class Scale(str, Enum):
+    n = "n"
+    s = "s"
+    m = "m"
+    l = "l"  # noqa: E741 - YOLOv8's name for it
+    x = "x"
+
+
+class Dtype(str, Enum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float64 = "float64"
+
+
+class Runtime(str, Enum):
+    pytorch = "pytorch"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+    ncnn = "ncnn"
+    tensorrt = "tensorrt"
+
+
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all")]
 
 
-@bench_app.command(epilog="Example: fastyolo bench ops --op decode_nms --json bench/results/cpu.json")
+@bench_app.command(
+    cls=SeveralValues,
+    epilog="Examples: fastyolo bench ops --json before.json; "
+    "fastyolo bench ops --op dw_sppf eca --scale n x --batch 1 8 64 --dtype bfloat16",
+)
 def ops(
     device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.cpu,
-    op: Annotated[list[Op] | None, typer.Option("--op", help="Measure this one only; repeatable.")] = None,
+    op: Annotated[
+        list[Op] | None, typer.Option("--op", help="Measure these only: one or several.", show_default="all")
+    ] = None,
+    scale: Annotated[
+        list[Scale] | None,
+        typer.Option("--scale", help="Scales of YOLOv8, whose widths the feature maps have.", show_default="s"),
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--batch",
+            metavar="IMAGES...",
+            min=1,
+            help="Images per call.",
+            show_default="two sizes, which depend on the operator",
+        ),
+    ] = None,
+    dtype: Annotated[
+        list[Dtype] | None,
+        typer.Option("--dtype", help="Types of the inputs.", show_default="what networks run in on the device"),
+    ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help=f"All scales, batches of {', '.join(map(str, BATCHES))}, and all types that networks run in, where "
+            "--scale, --batch and --dtype do not choose: hours, and 16 GB of memory.",
+        ),
+    ] = False,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -61,146 +136,248 @@ def ops(
     ] = None,
     threads: Threads = None,
     json: Json = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few seconds: smaller cases, fewer samples.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A minute: smaller cases, fewer samples.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Time fastyolo's operators against their peers in the same run."""
+    """Time fastyolo's operators against their peers in the same run.
+
+    Peers are torch eager and compiled, torchvision, ultralytics, OpenCV, ONNX Runtime and OpenVINO,
+    as far as they are installed.
+    """
     with reporting(debug):
         if (weights is None) != (images is None):
             raise typer.BadParameter("They belong together: give both or none.", param_hint="--weights and --images")
         import torch
 
         from fastyolo.bench import ops as bench
-        from fastyolo.bench.cases import CASES, Inputs
+        from fastyolo.bench.cases import CASES, WIDTHS, Choice, Inputs
+        from fastyolo.bench.roofline import measure
 
         target = torch.device(device.value)
         if target.type == "cuda" and not torch.cuda.is_available():
             raise typer.BadParameter("torch sees no CUDA device.", param_hint="--device")
+        dtypes = [getattr(torch, item.value) for item in dtype or ()]
+        known = bench.DTYPES[target.type]
+        if unknown := [item.value for item in dtype or () if getattr(torch, item.value) not in known]:
+            raise typer.BadParameter(
+                f"The operators have no {', '.join(unknown)} on {target.type}.", param_hint="--dtype"
+            )
+        choice = Choice([item.value for item in scale or ()], sorted({*(batch or ())}), dtypes, quick)
+        if everything:
+            choice = Choice(
+                choice.scales or list(WIDTHS), choice.batches or BATCHES, dtypes or bench.NETWORKS[target.type], quick
+            )
         console = Console(highlight=False)
         names = [item.value for item in op] if op else list(CASES)
         left_out = bench.left_out(names, target, quick=quick)
         for reason in left_out:
             console.print(f"{reason}, so its times are left out.")
-        maps, maps_source = _maps(weights, images) if "decode_nms" in names else (None, "synthetic inputs")
+        with_maps = {"decode_nms", "multiclass_nms"}.intersection(names)
+        maps, maps_source = _maps(weights, images) if with_maps else (None, "synthetic inputs")
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         inputs = Inputs(target, torch.float16 if target.type == "cuda" else torch.float32, maps)
-        results = []
+        roofline = measure(target)
         with progress_bar(console) as progress:
             task = progress.add_task("bench", total=None)
-            for result in bench.run(bench.cases(names, inputs, quick=quick), target, quick=quick):
-                results.append(result)
-                progress.update(task, advance=1, description=f"{result['op']}, {result['case']}")
+
+            def advance(case: Any) -> None:
+                progress.update(task, advance=1, description=f"{case.op}, {case.name}")
+
+            cases = bench.cases(names, inputs, choice)
+            results = list(bench.run(cases, target, roofline, quick=quick, on_visit=advance))
         console.print(_bench_table(results, maps_source))
+        console.print(
+            f"This machine: {roofline.flops / 1e9:.0f} GFLOP/s in float32, a copy of {roofline.bytes / 1e9:.1f} GB/s."
+        )
         if json:
-            write_json(json, bench.report(results, target, maps_source, left_out))
+            write_json(json, bench.report(results, target, roofline, maps_source, left_out))
 
 
 @bench_app.command(
-    epilog="Example: fastyolo bench model --weights best.pt --imgsz 320 480 640 --data coco128.yaml --plot sizes.png"
+    cls=SeveralValues,
+    epilog="Examples: fastyolo bench model --weights best.pt --imgsz 320 480 640 --data coco128.yaml --plot sizes.png; "
+    "fastyolo bench model --model best.onnx best-int8.onnx --batch 1 8 --threads 1 4",
 )
 def model(
-    weights: Weights = "yolov8n.pt",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Checkpoint, which is exported for each runtime.",
+            show_default="yolov8n.pt, which is downloaded, unless --model is given",
+        ),
+    ] = None,
+    models: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--model",
+            metavar="FILE...",
+            exists=True,
+            help="Exported files to measure as they are: .onnx, .engine, folders of OpenVINO or NCNN.",
+        ),
+    ] = None,
+    runtime: Annotated[
+        list[Runtime] | None, typer.Option("--runtime", help="Use these only.", show_default="all that are installed")
+    ] = None,
     imgsz: Annotated[
         list[int] | None,
         typer.Option(
-            "--imgsz", metavar="SIDE [SIDE]...", help="Sides of the square inputs, in pixels.", show_default="640"
+            "--imgsz",
+            metavar="SIDE...",
+            help="Sides of the square inputs, in pixels.",
+            show_default="640, or the file's",
         ),
     ] = None,
-    more_sizes: Annotated[list[int] | None, typer.Argument(metavar="SIDE", hidden=True)] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", metavar="IMAGES...", min=1, help="Images per call.", show_default="1")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
             metavar="YAML",
-            help="Data set, for mAP and the recall of small, medium and large objects.",
-            show_default="latency alone",
+            help="Data set, for the mAP in each runtime, and PyTorch's recall of small, medium and large objects.",
+            show_default="no accuracy",
         ),
     ] = None,
     device: DeviceName = None,
-    threads: Threads = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option("--threads", metavar="CORES...", min=1, help="CPU threads.", show_default="all"),
+    ] = None,
     json: Json = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option("--markdown", metavar="FILE", dir_okay=False, callback=writable, help="Write the table here."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw speed against accuracy here.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Measure a detector at several input sizes: latency in PyTorch and ONNX Runtime, and accuracy."""
+    """Measure a detector in each runtime: latency, throughput, memory, size of the file, and accuracy.
+
+    Options in which several values make sense take several: every combination is measured.
+    """
     with reporting(debug):
-        if more_sizes and not imgsz:
-            raise typer.BadParameter("Give the sides after it.", param_hint="--imgsz")
         if plot and data is None:
             raise typer.BadParameter("It draws accuracies, which need --data.", param_hint="--plot")
         from fastyolo.bench import model as bench
+        from fastyolo.bench import model_table, runtimes
 
         if plot and plot.suffix not in bench.PICTURES:
             raise typer.BadParameter(
                 f"It must end in {', '.join(bench.PICTURES)}, got {plot.name!r}.", param_hint="--plot"
             )
-        sizes = sorted({*(imgsz or [640]), *(more_sizes or [])})
-        detector = load_detector(weights, device, half=False, stock=False)
+        sizes, batches = sorted({*(imgsz or ())}), sorted({*(batch or [1])})
+        counts = sorted({*(threads or [runtimes.cores()])})
+        files = list(dict.fromkeys(models or ()))
+        checkpoint = weights or (None if files else "yolov8n.pt")
+        chosen = [item.value for item in runtime] if runtime else list(runtimes.NAMES)
+        if checkpoint:
+            bench.check_sizes(load_detector(checkpoint, device, half=False, stock=False), sizes)
+        elif chosen == [runtimes.PYTORCH]:
+            raise typer.BadParameter("PyTorch runs a checkpoint; give one with --weights.", param_hint="--runtime")
         import torch
 
-        from fastyolo.integrations.ultralytics.accuracy import evaluate
-
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-        bench.check_sizes(detector, sizes)
         console = Console(highlight=False)
-        without_onnx = bench.left_out()
-        if without_onnx:
-            console.print(f"ONNX Runtime is left out: {without_onnx}.")
-        cores = threads or len(os.sched_getaffinity(0))
-        torch.set_num_threads(cores)
+        usable, left_out = bench.available(chosen, checkpoint=checkpoint is not None)
+        if checkpoint is None and runtimes.PYTORCH in usable:
+            usable.remove(runtimes.PYTORCH)
+        for sentence in left_out:
+            console.print(sentence)
+        if not usable:
+            raise ValueError("runtime (--runtime) must be one that is installed here. " + " ".join(left_out))
         with progress_bar(console) as progress, tempfile.TemporaryDirectory() as folder:
-            steps = (bool(data) + (not without_onnx)) * len(sizes) + 1
-            task = progress.add_task("accuracy", total=steps)
-            found = {}
-            for index, side in enumerate(sizes if data else ()):
-                progress.update(task, description=f"accuracy at {side}")
+            task = progress.add_task("bench", total=1.0)
 
-                def advance(share: float, done: int = index) -> None:
-                    progress.update(task, completed=done + share)
+            def advance(what: str, share: float) -> None:
+                progress.update(task, description=what, completed=share)
 
-                found[side] = evaluate(detector, str(data), side, device=device, on_batch=advance)
-            files = {}
-            for side in () if without_onnx else sizes:
-                progress.update(task, description=f"export at {side}")
-                files[side] = bench.export(weights, side, Path(folder))
-                progress.advance(task)
-            progress.update(task, description="latency")
-            photographs = found[sizes[0]].images if found else bench.sample_photographs()
-            times = bench.latency(detector, files, sizes, photographs, device=device, threads=cores)
-        document = bench.report(weights, data, device, cores, times, found)
-        console.print(_model_table(document))
+            candidates = []
+            for file in files:
+                found, sentences = bench.file_candidates(file, usable, sizes, batches)
+                candidates += found
+                left_out += sentences
+                for sentence in sentences:
+                    console.print(sentence)
+            if checkpoint:
+                candidates += bench.export_candidates(
+                    checkpoint, usable, sizes or [640], batches, Path(folder), advance
+                )
+            if not candidates:
+                raise ValueError("batch (--batch) must be one that a file takes. " + " ".join(left_out))
+            labelled = bench.Labelled(data, device) if data else None
+            rows = bench.measure(
+                candidates,
+                threads=counts,
+                photographs=() if data else bench.sample_photographs(),
+                labelled=labelled,
+                device=device,
+                on_progress=advance,
+            )
+        names = list(dict.fromkeys(candidate.model for candidate in candidates))
+        images = len(labelled.images) if labelled else None
+        document = bench.report(names, data, images, device, counts, left_out, rows)
+        headers, lines = model_table.table(document)
+        table = Table(
+            *headers,
+            title=model_table.setting(document),
+            caption=model_table.explanation(document),
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        for column in table.columns:
+            column.no_wrap = True
+            column.justify = "left" if column.header in model_table.NAMES else "right"
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
         if json:
             write_json(json, document)
+        if markdown:
+            head, below = model_table.setting(document), model_table.explanation(document)
+            with replacing(markdown) as temporary:
+                text = f"{head}\n\n{model_table.markdown(headers, lines)}\n{below}\n"
+                temporary.write_text(text, encoding="utf-8")
         if plot:
             bench.plot(document, plot)
 
 
 @bench_app.command(epilog="Example: fastyolo bench compare before.json after.json --threshold 0.03")
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="BEFORE", exists=True, dir_okay=False, help="An earlier result.")],
-    after: Annotated[Path, typer.Argument(metavar="AFTER", exists=True, dir_okay=False, help="A later one.")],
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", exists=True, help="A result, or a folder of several.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", exists=True, help="Later ones.")],
     threshold: Annotated[
         float, typer.Option("--threshold", min=0.0, max=10.0, help="Relative change from which on a case is reported.")
     ] = 0.05,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Say what became slower between two results of 'bench ops' or 'bench model'; exit status 1 if something did.
+    """Say what became slower between results of 'bench ops' or 'bench model'; exit status 1 if something did.
 
-    What the peers and the memory of the machine became slower by in the same runs is divided out, and what may be noise
-    is not reported.
+    What the machine became slower by is divided out, and what may be noise is not reported. Folders
+    hold the results of several runs of the same code, whose means have less noise.
     """
     with reporting(debug):
         from fastyolo.bench import comparison
 
-        found = comparison.compare(_document(before), _document(after), threshold=threshold)
+        found = comparison.compare(_documents(before), _documents(after), threshold=threshold)
         _print_comparison(Console(highlight=False), found)
         if json:
             write_json(json, found.to_json())
-    if found.of("slower"):
+    if found.is_slower:
         raise typer.Exit(1)
+
+
+def _documents(path: Path) -> list[Any]:
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path} must hold result files, and has no .json file.")
+    return [_document(file) for file in files]
 
 
 def _document(file: Path) -> Any:
@@ -224,15 +401,32 @@ def _print_comparison(console: Console, found: Any) -> None:
     table.add_column()
     for column in ("before", "after", "change", "noise"):
         table.add_column(column, justify="right", no_wrap=True)
-    for verdict, style in (("slower", "bold red"), ("unclear", "yellow"), ("faster", "green")):
+    styles = {"slower": "bold red", "unclear": "yellow", "faster": "green", "same": "default"}
+    for group in found.groups:
+        name = f"[{styles[group.verdict]}]{group.verdict}[/] {group.name}, all cases"
+        table.add_row(name, "", "", f"{group.change:+.1%}", f"{group.noise:.1%}")
+    table.add_section()
+    for verdict in ("slower", "faster"):
         for row in found.of(verdict):
             times = (_microseconds(row.before), _microseconds(row.after))
-            table.add_row(f"[{style}]{verdict}[/] {row.name}", *times, f"{row.change:+.1%}", f"{row.noise:.1%}")
+            table.add_row(
+                f"[{styles[verdict]}]{verdict}[/] {row.name}", *times, f"{row.change:+.1%}", f"{row.noise:.1%}"
+            )
     if table.row_count:
         console.print(table)
+    if found.level is not None:
+        console.print(
+            "What the machine did cannot be told from the peers, so the operators are compared with each other: a "
+            f"change of all of them, by {found.level:+.1%}, is not judged."
+        )
     drift = "" if found.drift is None else f"; the machine itself by {found.drift:+.1%}, which is divided out"
     counts = ", ".join(f"{len(found.of(verdict))} {verdict}" for verdict in ("slower", "unclear", "faster", "same"))
     console.print(f"{len(found.rows)} cases: {counts}{drift}.")
+    if found.of("unclear"):
+        console.print(
+            "Unclear: a change beyond the threshold that may be noise. Measure again, several times, or with "
+            "--threads 1 on a machine that others use."
+        )
 
 
 def _maps(weights: Path | None, images: Path | None) -> tuple[Any, str]:
@@ -250,10 +444,13 @@ def _maps(weights: Path | None, images: Path | None) -> tuple[Any, str]:
 
 
 def _bench_table(results: list[dict[str, Any]], title: str) -> Table:
-    caption = "memory: the time that this machine needs to read or copy the same bytes once, as a share of fastyolo's"
+    caption = (
+        "limit: the time that this machine needs at least, to read or copy the same bytes (memory) or to compute the "
+        "same operations (compute), as a share of fastyolo's"
+    )
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD)
     table.add_column()
-    for column in ("fastyolo", "peer", "ratio", "GB/s", "memory"):
+    for column in ("fastyolo", "peer", "ratio", "GB/s", "limit"):
         table.add_column(column, justify="right", no_wrap=True)
     for (op, *peers), rows in groupby(results, key=_op_and_peers):
         table.add_section()
@@ -266,39 +463,8 @@ def _bench_table(results: list[dict[str, Any]], title: str) -> Table:
                 "\n".join(map(_microseconds, times[1:])),
                 "\n".join(f"{row['ratio'][peer]:.1f}" for peer in peers),
                 f"{row['gb_per_s']:.2f}",
-                f"{row['memory_share']:.0%}",
+                f"{row['limit_share']:.0%} {row['bound']}",
             )
-    return table
-
-
-def _model_table(document: dict[str, Any]) -> Table:
-    from fastyolo.bench.model import LABELS
-
-    rows = document["results"]
-    runtimes = list(rows[0]["latency"])
-    title = f"{document['weights']}, {document['threads']} threads"
-    caption = "Milliseconds of an image, letterbox and NMS included: median, 90th percentile."
-    columns = ["imgsz", *(LABELS[runtime] for runtime in runtimes)]
-    if document["data"]:
-        title += f"; {document['data']}, {document['images']} images"
-        caption += (
-            "\nsmall, medium, large: recall of objects below 32² pixels in the image file, below 96², and of the rest, "
-            "at score {score} and IoU {iou}.".format(**document["recall_at"])
-        )
-        columns += ["mAP50-95", "mAP50", "small", "medium", "large"]
-    table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        times = (row["latency"][runtime] for runtime in runtimes)
-        values: list[float | None] = []
-        if document["data"]:
-            values = [row["mAP50-95"], row["mAP50"], *(size["recall"] for size in row["recall"].values())]
-        table.add_row(
-            str(row["imgsz"]),
-            *(f"{time['median_ms']:.1f} {time['p90_ms']:7.1f}" for time in times),
-            *("none" if value is None else f"{value:.3f}" for value in values),
-        )
     return table
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -13,15 +13,48 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, ImageSize, Json, MaxDet, progress_bar, reporting, writable
+from fastyolo.cli.common import (
+    Conf,
+    Debug,
+    DeviceName,
+    Iou,
+    Json,
+    MaxDet,
+    load_detector,
+    progress_bar,
+    reporting,
+    writable,
+)
 from fastyolo.diagnose.doctor.findings import Report
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+_ROWS = 10  # classes in the table of a model
+_COLUMNS = {
+    "objects": "objects",
+    "found": "found",
+    "missed": "missed",
+    "false alarm": "false\nalarms",
+    "wrong class": "wrong\nclass",
+    "badly placed box": "badly\nplaced",
+    "duplicate detection": "dupli-\ncates",
+}
 
 
 def doctor(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="YAML", exists=True, dir_okay=False, help="Data set to examine.")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights", metavar="FILE", exists=True, dir_okay=False, help="Checkpoint to examine on the data set."
+        ),
+    ] = None,
+    deployed: Annotated[
+        Path | None,
+        typer.Option(
+            "--deployed", metavar="PATH", exists=True, help="Exported model to compare with the checkpoint, as verify."
+        ),
     ] = None,
     run: Annotated[
         Path | None,
@@ -29,33 +62,77 @@ def doctor(
             "--run", metavar="DIR", exists=True, file_okay=False, help="Training run to examine, with its results.csv."
         ),
     ] = None,
-    imgsz: ImageSize = 640,
+    imgsz: Annotated[
+        int | None,
+        typer.Option(
+            "--imgsz",
+            min=32,
+            help="Longer side of the network's input, in pixels.",
+            show_default="the checkpoint's, else 640",
+        ),
+    ] = None,
+    conf: Conf = 0.25,
+    iou: Iou = 0.7,
     max_det: MaxDet = 300,
     min_objects: Annotated[
         int, typer.Option("--min-objects", min=1, help="A class with fewer objects in training is called rare.")
     ] = 20,
+    device: DeviceName = None,
     save_dir: Annotated[
         Path | None,
         typer.Option(
             "--save-dir", metavar="DIR", file_okay=False, callback=writable, help="Pictures of the worst cases go here."
         ),
     ] = None,
+    collect: Annotated[
+        Path | None,
+        typer.Option(
+            "--collect",
+            metavar="DIR",
+            file_okay=False,
+            callback=writable,
+            help="Data set to which the images that the model fails on are added.",
+        ),
+    ] = None,
+    collect_limit: Annotated[
+        int, typer.Option("--collect-limit", min=1, help="Images that a run adds to it, the worst ones first.")
+    ] = 200,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Say what is wrong with a data set, with a training run, or with both.
+    """Say what is wrong with a data set, a model on it, its exported file, a training run, or with all of them.
 
-    Of a data set: images, labels, classes, sizes, and images that both splits have; nothing of it is changed. Of a run:
-    losses that are not finite, divergence, overfitting, and whether it was too short or too long. The exit status is 1
-    if there is an error, and 0 with warnings and notes.
+    Of a data set: images, labels, classes, sizes, and images that both splits have; nothing of it is changed. Of a
+    model: what it misses and confuses, and which labels it contradicts. Of an exported file: whether it computes what
+    its checkpoint does, preparation of the images included. Of a run: losses that are not finite, divergence,
+    overfitting, objects and levels without positives. The exit status is 1 if there is an error, and 0 with warnings
+    and notes.
     """
     console = Console(highlight=False)
     with reporting(debug):
-        if data is None and run is None:
-            raise typer.BadParameter("nothing to examine; give a data set, or a run with --run.", param_hint="--data")
+        _check(data, weights, deployed, run, collect)
         report = Report()
+        images: list[str] = []
         if data:
-            report = _examine(console, data, imgsz=imgsz, max_det=max_det, min_objects=min_objects)
+            from fastyolo.diagnose.doctor.samples import Settings
+            from fastyolo.integrations.ultralytics.acceleration import LOGGER
+
+            LOGGER.setLevel("WARNING")
+            model = _model(weights, imgsz, device, iou=iou, max_det=max_det) if weights else None
+            settings = Settings(imgsz=imgsz or 640, max_det=max_det, min_objects=min_objects, conf=conf)
+            report, images = _examine(console, data, settings, model, collect, collect_limit)
+        if deployed:
+            from fastyolo.diagnose.doctor import deployment
+
+            with console.status("deployed model") as status:
+                found = deployment.examine(
+                    str(weights),
+                    deployed,
+                    images[: deployment.IMAGES],
+                    lambda name: status.update(f"deployed model: {escape(name)}"),
+                )
+            report.add(found.findings)
+            report.facts |= found.facts
         if run:
             from fastyolo.diagnose.doctor.run import examine
             from fastyolo.integrations.ultralytics.doctor import arguments
@@ -70,22 +147,61 @@ def doctor(
             from fastyolo.diagnose.doctor import pictures
 
             console.print(f"{len(pictures.save(report, save_dir))} pictures in {escape(str(save_dir))}")
+        if collect:
+            collected = report.facts["collected"]
+            console.print(f"{collected['new']} new images in {escape(str(collect))}, with the reasons in reasons.json")
     if report.broken:
         raise typer.Exit(1)
 
 
-def _examine(console: Console, data: Path, *, imgsz: int, max_det: int, min_objects: int) -> Report:
-    from fastyolo.diagnose.doctor import dataset
-    from fastyolo.diagnose.doctor.samples import Settings
-    from fastyolo.integrations.ultralytics.acceleration import LOGGER
+def _check(
+    data: Path | None, weights: Path | None, deployed: Path | None, run: Path | None, collect: Path | None
+) -> None:
+    if data is None and run is None and deployed is None:
+        raise typer.BadParameter(
+            "nothing to examine; give a data set, an exported model with --deployed, or a run with --run.",
+            param_hint="--data",
+        )
+    if deployed and not weights:
+        raise typer.BadParameter("it is compared with a checkpoint; give that with --weights.", param_hint="--deployed")
+    if weights and not (data or deployed):
+        raise typer.BadParameter("it is examined on a data set; give that with --data.", param_hint="--weights")
+    if collect and not (weights and data):
+        raise typer.BadParameter("give a checkpoint with --weights and a data set with --data.", param_hint="--collect")
+
+
+def _model(weights: Path, imgsz: int | None, device: str | None, **settings: Any) -> Any:
+    from fastyolo.integrations.ultralytics.examination import ExaminedModel
+
+    return ExaminedModel(load_detector(str(weights), device, half=False, stock=False), imgsz, device=device, **settings)
+
+
+def _examine(
+    console: Console, data: Path, settings: Any, model: Any, collect: Path | None, limit: int
+) -> tuple[Report, list[str]]:
+    """The report, and the validation images."""
+    from dataclasses import replace
+
+    from fastyolo.diagnose.doctor import dataset, hard_cases
     from fastyolo.integrations.ultralytics.doctor import describe
 
-    LOGGER.setLevel("WARNING")
     description = describe(data)
+    if collect:
+        hard_cases.check(collect, description.names)
+    if model:
+        settings = replace(settings, imgsz=model.imgsz, strides=model.strides)
     with progress_bar(console) as bar:
         task = bar.add_task("images")
-        settings = Settings(imgsz=imgsz, max_det=max_det, min_objects=min_objects)
-        return dataset.examine(description, settings, lambda done, total: bar.update(task, completed=done, total=total))
+        found = dataset.examine(
+            description, settings, model, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    report = found.report
+    if collect:
+        new = hard_cases.collect(
+            found.samples, collect, description.names, weights=model.name, conf=settings.conf, limit=limit
+        )
+        report.facts["collected"] = {"folder": str(collect), "new": new}
+    return report, [pair.image for pair in description.splits.get("val", ())]
 
 
 def _print(console: Console, report: Report) -> None:
@@ -94,6 +210,12 @@ def _print(console: Console, report: Report) -> None:
         console.print(f"{images or 'no images'}, {len(report.facts['classes'])} classes", markup=False)
     if "run" in report.facts:
         console.print(f"a run of {report.facts['run']['epochs']} epochs")
+    if "model" in report.facts:
+        _print_model(console, report.facts["model"])
+    if "deployed" in report.facts:
+        deployed = report.facts["deployed"]
+        agrees = "agrees with" if deployed["agrees"] else "departs from"
+        console.print(f"{Path(deployed['model']).name} {agrees} its checkpoint on {deployed['images']} images")
     if not report.findings:
         console.print("[green]nothing found[/green]")
         return
@@ -105,4 +227,26 @@ def _print(console: Console, report: Report) -> None:
         severity = finding.severity.value
         sentences = f"{escape(finding.evidence)}\n[dim]{escape(finding.remedy)}[/dim]"
         table.add_row(f"[{_STYLES[severity]}]{severity}[/]", finding.name, sentences)
+    console.print(table)
+
+
+def _print_model(console: Console, facts: dict[str, Any]) -> None:
+    accuracy = ", ".join(
+        f"mAP50 {facts['mAP50'][split]:.3f} on {facts['images'][split]:,} images of {split}" for split in facts["mAP50"]
+    )
+    console.print(f"{facts['weights']} at imgsz {facts['imgsz']}: {accuracy or 'no labelled images'}", markup=False)
+    if "by_class" not in facts:
+        return
+    rows = {f"{size} objects": counts for size, counts in facts["by_size"].items() if counts["objects"]}
+    worst = sorted(facts["by_class"].items(), key=lambda item: item[1]["AP50"])
+    rows |= dict(worst[:_ROWS])
+    more = f"; the {_ROWS} weakest of {len(worst)} classes" if len(worst) > _ROWS else ""
+    title = f"validation, score above {facts['conf']:g}{more}"
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for heading in (*_COLUMNS.values(), "AP50", "best\nscore"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, counts in rows.items():
+        of_class = [f"{counts[key]:.2f}" if key in counts else "" for key in ("AP50", "best_threshold")]
+        table.add_row(escape(name), *(f"{counts[column]:,}" for column in _COLUMNS), *of_class)
     console.print(table)

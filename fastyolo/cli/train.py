@@ -153,7 +153,8 @@ def train(
         if resume:
             arguments = _resumed(resume, given, preset, config)
         else:
-            arguments = {**_file(presets.path(preset.value) if preset else None), **_file(config), **given}
+            of_preset = arguments_in(presets.path(preset.value) if preset else None)
+            arguments = {**of_preset, **arguments_in(config), **given}
             arguments.setdefault("model", DEFAULT_MODEL)
         _check(arguments)
         first = _is_first_process()
@@ -202,7 +203,7 @@ def _resumed(checkpoint: Path, given: dict[str, Any], preset: Preset | None, con
     return {**given, "model": str(checkpoint), "resume": str(checkpoint)}
 
 
-def _file(path: Path | None) -> dict[str, Any]:
+def arguments_in(path: Path | None) -> dict[str, Any]:
     """The arguments in a preset or configuration file."""
     if path is None:
         return {}

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,7 +29,9 @@ from fastyolo.cli.common import (
     load_detector,
     progress_bar,
     reporting,
+    writable,
 )
+from fastyolo.cli.sensitivity import picture
 
 
 def val(
@@ -45,12 +49,32 @@ def val(
     device: DeviceName = None,
     half: Half = False,
     batch: Batch = 16,
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            "--history",
+            metavar="FILE",
+            dir_okay=False,
+            callback=writable,
+            help="Log to add the result to (JSON lines).",
+        ),
+    ] = None,
+    history_plot: Annotated[
+        Path | None,
+        typer.Option("--history-plot", metavar="FILE", callback=picture, help="Plot of the log: .svg, .png or .pdf."),
+    ] = None,
     json: Json = None,
     stock: Stock = False,
     debug: Debug = False,
 ) -> None:
-    """Measure mAP on a data set."""
+    """Measure mAP on a data set, and keep a log of it over versions.
+
+    The log names weights, settings and, by a hash of their content, images and labels; only results of the same images,
+    labels and settings are compared, and joined by a line in its plot.
+    """
     with reporting(debug):
+        if history_plot and not history:
+            raise typer.BadParameter("there is no log to plot; name it with --history.", param_hint="--history-plot")
         model = load_detector(weights, device, half, stock)
         from fastyolo.integrations.ultralytics.acceleration import is_accelerated
 
@@ -61,7 +85,9 @@ def val(
             def advance(validator: Any) -> None:
                 progress.update(task, total=len(validator.dataloader), advance=1)
 
+            validated: list[Any] = []
             model.add_callback("on_val_batch_end", advance)
+            model.add_callback("on_val_end", lambda validator: validated.append(validator.dataloader.dataset))
             metrics = model.val(
                 data=data,
                 split=split,
@@ -88,8 +114,23 @@ def val(
         table = Table(*accuracy, *(f"{name} ms" for name in speed))
         table.add_row(*(f"{value:.4f}" for value in accuracy.values()), *(f"{value:.2f}" for value in speed.values()))
         console.print(table)
+        document = {name: float(value) for name, value in accuracy.items()}
+        if history:
+            settings = {
+                "imgsz": imgsz,
+                "rect": rect,
+                "conf": conf,
+                "iou": iou,
+                "max_det": max_det,
+                "agnostic_nms": agnostic_nms,
+                "half": half,
+            }
+            by_class = {
+                metrics.names[label]: float(value)
+                for label, value in zip(metrics.ap_class_index, metrics.box.ap, strict=True)
+            }
+            _keep(console, history, history_plot, model, data, split, validated[0], settings, document, by_class)
         if json:
-            document = {name: float(value) for name, value in accuracy.items()}
             write_json(
                 json,
                 {
@@ -101,3 +142,31 @@ def val(
                     "milliseconds": {name: round(value, 3) for name, value in speed.items()},
                 },
             )
+
+
+def _keep(
+    console: Console,
+    log: Path,
+    plot: Path | None,
+    model: Any,
+    data: str,
+    split: str,
+    dataset: Any,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    by_class: Mapping[str, float],
+) -> None:
+    from fastyolo.diagnose import history
+    from fastyolo.integrations.ultralytics.labelled import fingerprint
+
+    described = {"name": data, "split": split, "fingerprint": fingerprint(dataset)}
+    history.append(log, history.entry(Path(model.ckpt_path), described, settings, metrics, by_class))
+    entries = history.read(log)
+    if earlier := history.before(entries):
+        change = entries[-1]["metrics"]["mAP50-95"] - earlier["metrics"]["mAP50-95"]
+        console.print(
+            f"mAP50-95 {change:+.4f} against {history.short_name(earlier)} of {earlier['date'][:10]}", markup=False
+        )
+    if plot:
+        history.draw(entries, plot)
+        console.print(str(plot), markup=False)

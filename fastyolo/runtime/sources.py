@@ -91,7 +91,15 @@ def read_image(path: str | Path) -> Image:
         OSError: the file cannot be read.
         ValueError: it is empty, or nothing that OpenCV can decode.
     """
-    content = np.fromfile(path, np.uint8)
+    return decode_image(np.fromfile(path, np.uint8), path)
+
+
+def decode_image(content: npt.NDArray[np.uint8], path: str | Path) -> Image:
+    """As `read_image`, of the file `path` whose bytes are `content`.
+
+    Raises:
+        ValueError: likewise.
+    """
     if not content.size:
         raise ValueError(f"{path} is empty; copy it again.")
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Which gains of the loss are out of balance.
+"""Which gains of the loss are out of balance, and which objects and levels the assigner leaves without positives.
 
 A loss is a sum, so a term's share of it tells roughly how much of each gradient step is that term's. Shares need not be
 equal: in a run of YOLOv8s from scratch on DeepPCB, with ultralytics' gains, those of box, cls and dfl were 0.41, 0.38
@@ -56,11 +56,46 @@ class LossTerm:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """Objects of a size, and how many of them got no positive."""
+
+    objects: int
+    without: int
+
+
+@dataclass(frozen=True)
+class Positives:
+    """What the assigner did in these epochs, in this process.
+
+    Attributes:
+        images: as augmented, each as often as it was seen.
+        by_level: positives of each level, by its stride in pixels.
+        objects: by size in pixels of the network's input, with COCO's bounds.
+    """
+
+    images: int
+    by_level: dict[str, int]
+    objects: dict[str, Coverage]
+
+    def __str__(self) -> str:
+        total = sum(self.by_level.values())
+        levels = ", ".join(
+            f"{count / max(total, 1):.0%} of them at stride {stride}" for stride, count in self.by_level.items()
+        )
+        objects = ", ".join(
+            f"{coverage.without:,} of {coverage.objects:,} {size}" for size, coverage in self.objects.items()
+        )
+        return f"{total / max(self.images, 1):.1f} positives an image, {levels}; objects without any: {objects}"
+
+
+@dataclass(frozen=True)
 class LossReport:
-    """The terms of the loss, in the order in which they came, and the number of epochs that they are means of."""
+    """The terms of the loss, in the order in which they came, and the number of epochs that they are means of; the
+    positives, if they were counted."""
 
     epochs: int
     terms: tuple[LossTerm, ...]
+    positives: Positives | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
@@ -70,6 +105,8 @@ class LossReport:
         lines = [f"  {term}" for term in self.terms]
         if not any(term.reason for term in self.terms):
             lines.append("  The gains are in balance.")
+        if self.positives:
+            lines.append(f"  {self.positives}.")
         return "\n".join(
             [f"Loss terms, as means over {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}:", *lines]
         )

@@ -20,7 +20,7 @@ class Inputs:
 
     Args:
         device: where the cases run.
-        dtype: of head maps and logits; boxes are float32.
+        dtype: of head maps and logits, unless another one is asked for; boxes are float32.
         maps: head maps of real images in float32, at least one; None: synthetic ones.
     """
 
@@ -38,17 +38,17 @@ class Inputs:
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
         return min(64, math.ceil(2 * cache / num_bytes))
 
-    def maps(self, batch: int, seed: int) -> Maps:
+    def maps(self, batch: int, seed: int, dtype: torch.dtype) -> Maps:
         if self._real is None:
             box_maps, cls_maps = scene_maps(batch, seed)
         else:
             count = len(self._real[0][0])
             images = [(seed * batch + b) % count for b in range(batch)]
             box_maps, cls_maps = ([x[images] for x in maps] for maps in self._real)
-        return self._place(box_maps), self._place(cls_maps)
+        return self._place(box_maps, dtype), self._place(cls_maps, dtype)
 
-    def _place(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        return [x.to(self.device, self.dtype).contiguous(memory_format=self._layout) for x in maps]
+    def _place(self, maps: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        return [x.to(self.device, dtype).contiguous(memory_format=self._layout) for x in maps]
 
     @property
     def feature_dtypes(self) -> tuple[torch.dtype, ...]:
@@ -68,8 +68,9 @@ class Inputs:
         labels = torch.randint(groups, (count,), generator=generator)
         return torch.cat((corner, corner + extent), 1).to(self.device), scores.to(self.device), labels.to(self.device)
 
-    def logits(self, batch: int, bins: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """DFL logits [B, 4R, A], anchor points [2, A] in cells, strides [A] of an image of 640 x 640."""
+    def logits(self, batch: int, bins: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """DFL logits [B, 4R, A], anchor points [2, A] in cells, strides [A] of an image of 640 x 640; these in float32,
+        or in float64 with such logits."""
         generator = torch.Generator().manual_seed(seed)
         points, strides = [], []
         for stride in STRIDES:
@@ -79,7 +80,8 @@ class Inputs:
             strides.append(torch.full((x.numel(),), stride))
         anchor_points, pixels = torch.cat(points, 1), torch.cat(strides)
         logits = 3 * torch.randn(batch, 4 * bins, pixels.numel(), generator=generator)
-        return logits.to(self.device, self.dtype), anchor_points.to(self.device), pixels.to(self.device)
+        grid = torch.promote_types(dtype, torch.float32)
+        return logits.to(self.device, dtype), anchor_points.to(self.device, grid), pixels.to(self.device, grid)
 
 
 def scene_maps(batch: int, seed: int, *, classes: int = 80, bins: int = 16, objects: int = 7) -> Maps:

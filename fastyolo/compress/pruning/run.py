@@ -31,6 +31,10 @@ STATE = "prune.json"
 PRUNED = "pruned.pt"
 
 
+class UnreachableTargetError(ValueError):
+    """No choice of channels meets the target; the message says what can be met."""
+
+
 @dataclass(frozen=True)
 class Options:
     """The arguments of `fastyolo.compress.pruning.prune` that its result depends on; the target is `kind`, `value`."""
@@ -250,16 +254,18 @@ class _Aim:
     def _choice_of(self, network: Any) -> _Choice:
         return self._choice if network is self.original else _Choice(self, network)
 
-    def _unreachable(self, least: float) -> ValueError:
+    def _unreachable(self, least: float) -> UnreachableTargetError:
         where = ", ".join(self.options.parts)
         kind, value = self.options.kind, self.options.value
         if kind == "latency":
-            return ValueError(
+            return UnreachableTargetError(
                 f"latency must be at least about {least:.1f} ms, which is left without all that can be removed from "
                 f"{where}, got {value:g} ms."
             )
         most = math.floor(1000 * (1 - least / self._start)) / 1000
-        return ValueError(f"{kind} must be at most {most}, all that can be removed from {where}, got {value:g}.")
+        return UnreachableTargetError(
+            f"{kind} must be at most {most}, all that can be removed from {where}, got {value:g}."
+        )
 
 
 class _Choice:

@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import ModelProto
@@ -28,12 +26,12 @@ from onnx import ModelProto
 from fastyolo import __version__, _arguments
 from fastyolo._files import write_json
 from fastyolo.bench.environment import cpu
+from fastyolo.compress.accuracy import measure as measure_accuracy
 from fastyolo.compress.quantization import CALIBRATORS, MIN_IMAGES, Calibrator, cost, domain, ptq
 from fastyolo.compress.quantization.calibration import default_cache
 from fastyolo.compress.quantization.cost import Make
 from fastyolo.compress.quantization.parts import Noise, Variants
-from fastyolo.runtime.detector import Detector
-from fastyolo.runtime.letterbox import Float32, Letterbox, Placement
+from fastyolo.runtime.letterbox import Float32, Letterbox
 from fastyolo.runtime.sources import read_image
 
 if TYPE_CHECKING:
@@ -42,9 +40,6 @@ if TYPE_CHECKING:
 IMAGES = 16  # that noise is measured on, from those of the calibration
 
 _FLOAT32, _INT8 = "float32", "int8"  # no part has such a name
-
-# As ultralytics validates.
-_VALIDATION: dict[str, Any] = {"conf": 0.001, "iou": 0.7, "max_det": 300, "multi_label": True}
 
 
 class Progress(Protocol):
@@ -363,17 +358,7 @@ def _accuracy(model: ModelProto, labelled: LabelledImages, on_image: Callable[[]
     with tempfile.TemporaryDirectory(prefix="fastyolo-") as folder:
         file = Path(folder) / "model.onnx"
         onnx.save(model, file)
-        detector = Detector(file)
-        if not detector.metadata.nms:  # whose settings are built in
-            detector = Detector(file, **_VALIDATION)
-
-        def find(image: Float32) -> npt.NDArray[Any]:
-            size = (image.shape[2], image.shape[3])
-            outputs = detector.run(np.repeat(image, detector.batch_size or 1, 0))
-            (rows, *_) = detector.postprocess(outputs, [Placement(size, size, 0, 0)])
-            return np.column_stack(list(rows))
-
-        accuracy = labelled.measure(find, on_image)
+        accuracy = measure_accuracy(file, labelled, on_image)
     return [accuracy.map50_95, accuracy.map50]
 
 

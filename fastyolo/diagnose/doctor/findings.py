@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Box: TypeAlias = "tuple[float, float, float, float]"
 
 _NAMED = 3  # files in a sentence
 _LISTED = 100  # files in the JSON; their number is given in full
@@ -30,11 +32,13 @@ class Case:
         image: its file.
         boxes: [n][4] of xyxy, as shares of the image's width and height.
         captions: of each box.
+        labels: of the image, as `boxes`, where boxes are something else.
     """
 
     image: str
-    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    boxes: tuple[Box, ...] = ()
     captions: tuple[str, ...] = ()
+    labels: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)

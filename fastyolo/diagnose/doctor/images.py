@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +64,12 @@ class Image:
         return self.format in _FORMATS.get(suffix.lower(), (self.format,))
 
 
-def read(file: str) -> Image:
-    """Read a file once; its pixels are decoded at an eighth of the size where the format allows that (JPEG)."""
+def read(file: str, use: Callable[[bytes], None] = lambda content: None) -> Image:
+    """Read a file once; its pixels are decoded at an eighth of the size where the format allows that (JPEG).
+
+    Args:
+        use: called with the file's content, if it is an image that can be used.
+    """
     try:
         content = Path(file).read_bytes()
     except OSError as error:
@@ -88,6 +93,7 @@ def read(file: str) -> Image:
         return Image("truncated image", str(error), format=form, digest=digest)
     if rotated := orientation in _SWAPPED:
         width, height = height, width
+    use(content)
     return Image(
         format=form,
         width=width,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastyolo.diagnose.doctor.findings import Finding, Severity, counted, share
 from fastyolo.diagnose.doctor.labels import TOLERANCE
+from fastyolo.diagnose.doctor.outcomes import box_iou
 from fastyolo.diagnose.doctor.samples import Description, Sample, Settings
 
 Where: TypeAlias = "dict[int, npt.NDArray[np.intp]]"
@@ -196,10 +197,5 @@ def _of_boxes(samples: Sequence[Sample], settings: Settings) -> Iterator[Finding
 def _of_two_classes(sample: Sample) -> npt.NDArray[np.intp]:
     """Indices of boxes that overlap one of another class almost wholly."""
     corners, classes = sample.labels.corners, sample.labels.classes
-    low = np.maximum(corners[:, None, :2], corners[None, :, :2])
-    high = np.minimum(corners[:, None, 2:], corners[None, :, 2:])
-    common = (high - low).clip(0).prod(2)
-    areas = sample.labels.boxes[:, 2:].prod(1)
-    union = areas[:, None] + areas[None, :] - common
-    overlap = (common > _EQUAL * union) & (classes[:, None] != classes[None, :])
+    overlap = (box_iou(corners, corners) > _EQUAL) & (classes[:, None] != classes[None, :])
     return np.flatnonzero(overlap.any(1))

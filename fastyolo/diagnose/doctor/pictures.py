@@ -1,28 +1,32 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Pictures of the worst cases, with their boxes."""
+"""Pictures of the worst cases, with their boxes in red and, where these are not labels, the labels in green."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from fastyolo._files import replacing
-from fastyolo.diagnose.doctor.findings import Case, Report
+from fastyolo.diagnose.doctor.findings import Box, Case, Report
 from fastyolo.runtime.letterbox import Image
 from fastyolo.runtime.sources import read_image
 
 _SIDE = 960  # of a picture, at most
-_COLOUR = (0, 0, 255)
+_COLOUR, _LABELS = (0, 0, 255), (0, 200, 0)
 
 
 def save(report: Report, folder: Path) -> list[Path]:
     """Write the cases of each finding as FOLDER/finding-name/1-image.jpg, 2-..., and return the files."""
     written = []
+    numbers: Counter[str] = Counter()
     for finding in report.findings:
-        for number, case in enumerate(finding.cases, 1):
-            path = folder / finding.name.replace(" ", "-") / f"{number}-{Path(case.image).stem}.jpg"
+        for case in finding.cases:
+            numbers[finding.name] += 1
+            name = f"{numbers[finding.name]}-{Path(case.image).stem}.jpg"
+            path = folder / finding.name.replace(": ", "-").replace(" ", "-") / name
             _, content = cv2.imencode(".jpg", _drawn(case))
             with replacing(path) as temporary:
                 temporary.write_bytes(content.tobytes())
@@ -35,10 +39,17 @@ def _drawn(case: Case) -> Image:
     scale = min(1.0, _SIDE / max(picture.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
     picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    for (x1, y1, x2, y2), caption in zip(case.boxes, case.captions, strict=True):
-        start, end = (round(x1 * width), round(y1 * height)), (round(x2 * width), round(y2 * height))
+    for box in case.labels:
+        cv2.rectangle(picture, *_ends(box, width, height), _LABELS, 1)
+    for box, caption in zip(case.boxes, case.captions, strict=True):
+        start, end = _ends(box, width, height)
         cv2.rectangle(picture, start, end, _COLOUR, 2)
         if caption:
             place = (start[0], max(start[1] - 4, 12))
             cv2.putText(picture, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, _COLOUR, 1, cv2.LINE_AA)
     return picture
+
+
+def _ends(box: Box, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    x1, y1, x2, y2 = box
+    return (round(x1 * width), round(y1 * height)), (round(x2 * width), round(y2 * height))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What went wrong in a training run, from the files that it left: results.csv, args.yaml and loss_report.json."""
+"""What went wrong in a training run, from the files that it left.
+
+ultralytics' results.csv and args.yaml; and of fastyolo's trainer loss_report.json and recoveries.json.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fastyolo.diagnose.doctor.findings import Finding, Report, Severity, counted
+from fastyolo.diagnose.doctor.findings import Finding, Report, Severity, counted, share
 
 MAP = "metrics/mAP50-95(B)"
 MAP50 = "metrics/mAP50(B)"
@@ -25,8 +28,12 @@ _RATES = {
 _DIVERGED = 1.5  # times the least loss so far
 _RISEN = 1.1  # of the loss of validation, likewise
 _LOST = 0.01  # mAP50-95
+_LEAST_SCALE = 1.0  # it begins at 65536, and healthy runs stay within a few halvings of where they settle
 _LEAST_EPOCHS = 10  # for words on the course of a run
 _NOTHING = 0.01  # mAP50
+_DEAD = 0.01  # of the positives
+_STARVED = 0.1  # of the objects of a size; mosaic alone leaves 0.03 of the small ones of DeepPCB without
+_FEW_OF_SIZE = 100
 
 
 def examine(folder: Path, arguments: Mapping[str, Any]) -> Report:
@@ -41,12 +48,21 @@ def examine(folder: Path, arguments: Mapping[str, Any]) -> Report:
     rows = _rows(folder / "results.csv")
     report = Report(facts={"epochs": len(rows)})
     train = [_loss(row, "train/") for row in rows]
-    broken = list(_of_stability(rows, train, arguments))
+    broken = list(_of_stability(rows, train, arguments, _recoveries(folder / "recoveries.json")))
     report.add(broken)
     if not broken and len(rows) >= _LEAST_EPOCHS:
         report.add(_of_course(rows, train))
-    report.add(_of_terms(folder / "loss_report.json"))
+    if (file := folder / "loss_report.json").is_file():
+        losses = json.loads(file.read_text(encoding="utf-8"))
+        report.add(_of_terms(losses["terms"]))
+        if positives := losses.get("positives"):
+            report.add(_of_positives(positives, arguments))
+            report.facts["positives"] = positives
     return report
+
+
+def _recoveries(file: Path) -> list[int]:
+    return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
 
 
 def _rows(file: Path) -> list[dict[str, float]]:
@@ -68,7 +84,10 @@ def _loss(row: Mapping[str, float], prefix: str) -> float:
 
 
 def _of_stability(
-    rows: Sequence[Mapping[str, float]], train: Sequence[float], arguments: Mapping[str, Any]
+    rows: Sequence[Mapping[str, float]],
+    train: Sequence[float],
+    arguments: Mapping[str, Any],
+    repeated: Sequence[int],
 ) -> Iterator[Finding]:
     optimizer = str(arguments.get("optimizer", "auto"))
     # The least of the groups, since that of the biases starts high by default (warmup_bias_lr).
@@ -77,17 +96,19 @@ def _of_stability(
     too_high = peak > limit
     amp = arguments.get("amp", True) not in (False, "bf16")
     bad = [index for index, value in enumerate(train) if not math.isfinite(value)]
-    if bad:
+    epochs = [*repeated, *(int(rows[index].get("epoch", index + 1)) for index in bad)]
+    if epochs:
         remedy = f"Lower lr0, {arguments.get('lr0', '?')} now"
         if amp:
             remedy += "; if that does not help, train with amp=bf16 or amp=false, since float16 overflows at 65504"
-        first = rows[bad[0]].get("epoch", bad[0] + 1)
+        again = f", of which {len(repeated)} were repeated from last.pt" if repeated else ""
         yield Finding(
             Severity.error,
             "loss is not finite",
-            f"The training loss is NaN or infinite in {counted(len(bad), 'epoch')}, the first of them {first:.0f}.",
+            f"The training loss is NaN or infinite in {counted(len(epochs), 'epoch')}, the first of them "
+            f"{min(epochs)}{again}.",
             f"{remedy}; see whether the labels are finite with --data.",
-            len(bad),
+            len(epochs),
         )
     elif len(train) > 3 and min(train[-3:]) > _DIVERGED * min(train):
         best = train.index(min(train))
@@ -103,6 +124,16 @@ def _of_stability(
             "learning rate too high",
             f"The learning rate reached {peak:.3g}; with {optimizer} more than {limit:g} hardly ever trains.",
             "Set lr0 to 0.01 with SGD or 0.001 with AdamW, or leave the choice to optimizer=auto.",
+        )
+    scales = [row["amp/scale"] for row in rows if "amp/scale" in row]
+    if scales and min(scales) < _LEAST_SCALE:
+        yield Finding(
+            Severity.error,
+            "overflow in float16",
+            f"The loss scale of float16 fell from {scales[0]:.3g} to {min(scales):.3g} in epoch "
+            f"{scales.index(min(scales)) + 1}: it is halved at each step whose gradients overflow, which is left "
+            "out.",
+            "Train with amp=bf16 or amp=false, or lower lr0; see with --weights which convolutions overflow.",
         )
     last = rows[-1]
     if not bad and not math.isfinite(_loss(last, "val/")):
@@ -162,15 +193,41 @@ def _medians(values: Sequence[float], width: int) -> list[float]:
     return [median(values[start : start + width]) for start in range(len(values) - width + 1)]
 
 
-def _of_terms(file: Path) -> Iterator[Finding]:
+def _of_terms(terms: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     """What fastyolo.train.report holds against the gains of the loss."""
-    if not file.is_file():
-        return
-    for term in json.loads(file.read_text(encoding="utf-8"))["terms"]:
+    for term in terms:
         if term["reason"] and term["share"] is not None and term["suggested_gain"] is not None:
             yield Finding(
                 Severity.warning,
                 "loss out of balance",
                 f"The term {term['name']} is {term['share']:.0%} of the loss, {term['reason']}.",
                 f"Change {term['name']} from {term['gain']:g} to {term['suggested_gain']:g}.",
+            )
+
+
+def _of_positives(positives: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the assigner left out in the first epochs, as fastyolo.train.report holds it."""
+    total = sum(positives["by_level"].values())
+    for stride, count in positives["by_level"].items():
+        if total and count < _DEAD * total:
+            yield Finding(
+                Severity.warning,
+                "level without positives",
+                f"The level of stride {stride} got {count:,} of {total:,} positives ({share(count, total)}), so that "
+                f"it learns next to nothing.",
+                f"Train at another imgsz, {arguments.get('imgsz', '?')} now, to which the objects fit, or use a model "
+                "without this level.",
+                total - count,
+            )
+    for size, coverage in positives["objects"].items():
+        objects, without = coverage["objects"], coverage["without"]
+        if objects >= _FEW_OF_SIZE and without > _STARVED * objects:
+            yield Finding(
+                Severity.warning,
+                "objects without positives",
+                f"{without:,} of {objects:,} {size} objects ({share(without, objects)}) got no positive, so that "
+                f"nothing was learned from them.",
+                "Train at a larger imgsz, on tiles, or with less mosaic and scale, which shrink objects"
+                f"{', or with a larger tal_topk' if size != 'small' else ''}.",
+                without,
             )

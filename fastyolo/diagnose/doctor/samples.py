@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fastyolo.diagnose.doctor.findings import Case, Finding
+from fastyolo.diagnose.doctor.findings import Box, Case, Finding
 from fastyolo.diagnose.doctor.images import Image
 from fastyolo.diagnose.doctor.labels import Labels
+from fastyolo.diagnose.doctor.outcomes import Detections
 
 
 @dataclass(frozen=True)
@@ -46,33 +47,47 @@ class Settings:
         strides: of its levels, ascending.
         max_det: detections per image, at most.
         min_objects: a class with fewer in training is rare.
+        conf: score that a detection of a model must exceed to count as one.
     """
 
     imgsz: int = 640
     strides: tuple[int, ...] = (8, 16, 32)
     max_det: int = 300
     min_objects: int = 20
+    conf: float = 0.25
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image of a split, read."""
+    """An image of a split, read.
+
+    Attributes:
+        detections: what the model finds; None if it was not shown the image.
+    """
 
     split: str
     file: str
     labels_file: str
     image: Image
     labels: Labels
+    detections: Detections | None = None
+
+    def scale(self, imgsz: int) -> npt.NDArray[np.float64]:
+        """[4], by which shares of its width and height are pixels of the network's input."""
+        size = np.array([self.image.width, self.image.height] * 2, np.float64)
+        return size * (imgsz / float(size.max()))
 
     def pixels(self, imgsz: int) -> npt.NDArray[np.float64]:
         """[n, 4] xyxy of its objects in the letterboxed square input."""
-        scale = imgsz / max(self.image.width, self.image.height)
-        size = np.array([self.image.width, self.image.height] * 2) * scale
-        padding = (imgsz - size) / 2
-        return self.labels.corners * size + padding
+        size = self.scale(imgsz)
+        return self.labels.corners * size + (imgsz - size) / 2
 
     def case(self, indices: npt.NDArray[np.intp] | list[int] | None = None, caption: str = "") -> Case:
         """The objects `indices`, or all of them, to be drawn."""
-        corners = self.labels.corners if indices is None else self.labels.corners[indices]
-        boxes = tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in corners)
+        boxes = as_boxes(self.labels.corners if indices is None else self.labels.corners[indices])
         return Case(self.file, boxes, (caption,) * len(boxes))
+
+
+def as_boxes(corners: npt.NDArray[np.float64]) -> tuple[Box, ...]:
+    """[n, 4] as `Case` holds them."""
+    return tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in corners)

@@ -64,6 +64,7 @@ class Ncnn(_Backend):
         if find_spec("ncnn") is None:  # which ultralytics would install by itself
             raise ModuleNotFoundError(f"{file} needs the package ncnn, which is not installed; pip install ncnn.")
         super().__init__(file, threads, callers)
+        self._backend.net.opt.num_threads = threads  # from the next run on
 
 
 class TensorRT(_Backend):

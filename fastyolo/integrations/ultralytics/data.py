@@ -21,7 +21,7 @@ from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, check_image, 
 
 from fastyolo.diagnose.doctor.labels import flaw
 
-__all__ = ["CheckedDataset", "build_dataset", "class_names", "reading", "training_images"]
+__all__ = ["CheckedDataset", "build_dataset", "class_names", "describing", "reading", "training_images"]
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def training_images(data: str | Path) -> list[str]:
     Raises:
         ValueError: the description of the data set is missing or not as ultralytics expects it, or has no such images.
     """
-    with _describing(data):
+    with describing(data):
         split = check_det_dataset(str(data), autodownload=False)["train"]
         reader = SimpleNamespace(prefix="", fraction=1.0)
         return list(YOLODataset.get_img_files(reader, split))
@@ -62,12 +62,17 @@ def class_names(data: str | Path) -> list[str]:
     Raises:
         ValueError: the description of the data set is missing or not as ultralytics expects it.
     """
-    with _describing(data):
+    with describing(data):
         return list(check_det_dataset(str(data))["names"].values())
 
 
 @contextmanager
-def _describing(data: str | Path) -> Iterator[None]:
+def describing(data: str | Path) -> Iterator[None]:
+    """Turn what ultralytics raises about the description of a data set into one sentence.
+
+    Raises:
+        ValueError: the description of the data set `data` is missing, or is not as ultralytics expects it.
+    """
     try:
         yield
     except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 
 from fastyolo.integrations.ultralytics.data import build_dataset
 
-__all__ = ["Accuracy", "LabelledImages"]
+__all__ = ["Accuracy", "LabelledImages", "fingerprint"]
 
 Finder: TypeAlias = "Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]"
 """From the network's input [1, 3, S, S] to detections [n, 6]: x1, y1, x2, y2 in its pixels, score, class."""
@@ -27,10 +27,15 @@ Finder: TypeAlias = "Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """mAP as ultralytics' validator measures it."""
+    """mAP as ultralytics' validator measures it.
+
+    Attributes:
+        by_class: AP50-95 of the classes that have objects, by name.
+    """
 
     map50_95: float
     map50: float
+    by_class: Mapping[str, float]
 
 
 class LabelledImages(DetectionValidator):
@@ -40,6 +45,7 @@ class LabelledImages(DetectionValidator):
         data: YAML file of the data set.
         imgsz: side of the network's input in pixels.
         names: of the classes that the network knows.
+        skip_bad_labels: the setting of that name, as a training had it.
 
     Raises:
         FileNotFoundError: the data set has no such file, or no validation images.
@@ -51,10 +57,11 @@ class LabelledImages(DetectionValidator):
     metrics: Any
     seen: Any
 
-    def __init__(self, data: str | Path, imgsz: int, names: Sequence[str]) -> None:
+    def __init__(self, data: str | Path, imgsz: int, names: Sequence[str], *, skip_bad_labels: bool = False) -> None:
         settings = {"imgsz": imgsz, "rect": False, "batch": 1, "workers": 0, "device": "cpu", "mode": "val"}
         with tempfile.TemporaryDirectory() as scratch:  # ultralytics makes a folder in any case
             super().__init__(args={**settings, "data": str(data), "plots": False}, save_dir=Path(scratch))
+        vars(self.args)["skip_bad_labels"] = skip_bad_labels
         self.device = torch.device("cpu")
         self.training = False
         self.stride = 32  # of no consequence without rect
@@ -67,12 +74,7 @@ class LabelledImages(DetectionValidator):
 
     def digest(self) -> str:
         """A hash of the images and of their labels."""
-        digest = hashlib.sha256()
-        dataset = self.dataloader.dataset
-        for file, label in zip(dataset.im_files, dataset.labels, strict=True):
-            digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
-            digest.update(np.column_stack([label["cls"], label["bboxes"]]).astype(np.float32).tobytes())
-        return digest.hexdigest()[:32]
+        return fingerprint(self.dataloader.dataset)
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
         return build_dataset(self.args, img_path, batch, self.data, mode=mode, rect=False, stride=self.stride)
@@ -86,11 +88,23 @@ class LabelledImages(DetectionValidator):
             self.update_metrics([found], batch)
             on_image()
         self.get_stats()
-        return Accuracy(float(self.metrics.box.map), float(self.metrics.box.map50))
+        box = self.metrics.box
+        by_class = {self._names[index]: float(ap) for index, ap in zip(box.ap_class_index, box.ap, strict=True)}
+        return Accuracy(float(box.map), float(box.map50), by_class)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         for batch in self.dataloader:
             yield self.preprocess(batch)
+
+
+def fingerprint(dataset: Any) -> str:
+    """A hash of the images of one of ultralytics' data sets and of their labels, in whatever order they are."""
+    images = []
+    for file, label in zip(dataset.im_files, dataset.labels, strict=True):
+        digest = hashlib.sha256(Path(file).read_bytes())
+        digest.update(np.column_stack([label["cls"], label["bboxes"]]).astype(np.float32).tobytes())
+        images.append(digest.digest())
+    return hashlib.sha256(b"".join(sorted(images))).hexdigest()[:32]
 
 
 def _checked(data: str, classes: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,54 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.tal import TaskAlignedAssigner, make_anchors
 
+from fastyolo.integrations.ultralytics.accuracy import SIZES
 from fastyolo.train.losses import class_loss
+from fastyolo.train.report import Coverage, Positives
 from fastyolo.train.settings import Settings
+
+
+class PositiveCounter:
+    """Sums of what an assigner does, kept on its device so that nothing waits for them.
+
+    Args:
+        strides: of the levels, in pixels.
+    """
+
+    def __init__(self, strides: Sequence[float]) -> None:
+        self._strides = tuple(strides)
+        self._images = 0
+        self._levels: Tensor | int = 0  # [levels] positives
+        self._objects: Tensor | int = 0  # [2, sizes]: all objects, and those without positives
+
+    def add(self, boxes: Tensor, real: Tensor, strides: Tensor, positive: Tensor, targets: Tensor) -> None:
+        """
+        Args:
+            boxes: [B, n, 4] xyxy in pixels of the input.
+            real: [B, n, 1], 0 for those that fill up.
+            strides: [A] of the anchors.
+            positive: [B, A] whether an anchor is one.
+            targets: [B, A] the objects of those that are.
+        """
+        batch, count = boxes.shape[:2]
+        self._images += batch
+        self._levels = self._levels + torch.stack([positive[:, strides == stride].sum() for stride in self._strides])
+        targets = torch.where(positive, targets.long(), count)
+        covered = torch.zeros(batch, count + 1, dtype=torch.bool, device=boxes.device).scatter_(1, targets, True)
+        real, left = real.squeeze(-1).bool(), ~covered[:, :count]
+        areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+        of_size = torch.stack([real & (areas >= low) & (areas < high) for low, high in SIZES.values()])
+        self._objects = self._objects + torch.stack([of_size.sum((1, 2)), (of_size & left).sum((1, 2))])
+
+    def total(self) -> Positives | None:
+        """None without images."""
+        if not isinstance(self._levels, Tensor) or not isinstance(self._objects, Tensor):
+            return None
+        levels, (objects, without) = self._levels.tolist(), self._objects.tolist()
+        return Positives(
+            self._images,
+            {f"{stride:g}": count for stride, count in zip(self._strides, levels, strict=True)},
+            {size: Coverage(*counts) for size, *counts in zip(SIZES, objects, without, strict=True)},
+        )
 
 
 class Assigner(TaskAlignedAssigner):
@@ -28,12 +75,16 @@ class Assigner(TaskAlignedAssigner):
         radius: in strides; 0: no limit.
         topk: how many anchors an object gets; all, if there are fewer.
         kwargs: TaskAlignedAssigner's.
+
+    Attributes:
+        counter: of what is assigned in training, but not in validation; None to count nothing.
     """
 
     def __init__(self, *, radius: float, topk: int, **kwargs: Any) -> None:
         super().__init__(topk=topk, **kwargs)
         self.radius = radius
         self.wanted_topk = topk
+        self.counter: PositiveCounter | None = None
 
     def forward(
         self,
@@ -48,7 +99,11 @@ class Assigner(TaskAlignedAssigner):
         """TaskAlignedAssigner's, given the strides [A] of the anchors, in pixels."""
         self.anc_strides = anc_strides
         self.topk = self.topk2 = min(self.wanted_topk, len(anc_points))  # small images have few anchors
-        return super().forward(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
+        assigned = super().forward(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
+        if self.counter and torch.is_grad_enabled():
+            *_, positive, targets = assigned
+            self.counter.add(gt_bboxes, mask_gt, anc_strides, positive, targets)
+        return assigned
 
     def select_candidates_in_gts(
         self, xy_centers: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, eps: float = 1e-9

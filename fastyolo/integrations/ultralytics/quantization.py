@@ -46,9 +46,9 @@ _AT_START = "quantization_start"
 
 _LOSSES = ("box_loss", "cls_loss", "dfl_loss", "l1_loss", *LOSS_NAMES)  # whichever the model has
 
-# Of that one's epochs and learning rate, as the documentation of NVIDIA's pytorch-quantization advises: the weights only
-# have to move by about a step of int8. At a tenth of the rate a light model diverged in its third epoch, since nothing
-# holds the scale of a layer any more when the batch normalisations are frozen.
+# Of that one's epochs and learning rate, as the documentation of NVIDIA's pytorch-quantization advises: the weights
+# only have to move by about a step of int8. At a tenth of the rate a light model diverged in its third epoch, since
+# nothing holds the scale of a layer any more when the batch normalisations are frozen.
 _EPOCHS_SHARE = 0.1
 _RATE_SHARE = 0.01
 _MIN_EPOCHS = 5  # so that the rate comes down again

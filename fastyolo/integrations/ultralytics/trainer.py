@@ -8,10 +8,12 @@ ultralytics has no method to override, `Trainer` rebinds a name in one of its mo
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from logging import LogRecord
 from pathlib import Path, PosixPath
 from types import ModuleType
@@ -36,7 +38,7 @@ from ultralytics.utils.torch_utils import TORCH_2_13, autocast, init_seeds, stri
 from fastyolo import _files
 from fastyolo.integrations.ultralytics.data import build_dataset, reading
 from fastyolo.integrations.ultralytics.distillation import LOSS_NAMES, Distillation, load_teacher
-from fastyolo.integrations.ultralytics.loss import DetectionLoss
+from fastyolo.integrations.ultralytics.loss import DetectionLoss, PositiveCounter
 from fastyolo.integrations.ultralytics.models import transfer
 from fastyolo.integrations.ultralytics.pruning import is_pruned, rebuilt
 from fastyolo.integrations.ultralytics.sparsity import SMALL, Sparsity
@@ -75,7 +77,10 @@ class Trainer(DetectionTrainer):
       moment, in the folder that the checkpoint now lies in, with its settings and, as with ultralytics, from the
       averaged weights. It derives new random seeds from the epoch, since the state of the workers that load the images
       is out of reach. That last.pt is final tells that the run is finished.
-    - After `report_epochs` epochs, or the last, the log and loss_report.json tell which gains of the loss to change.
+    - After `report_epochs` epochs, or the last, the log and loss_report.json tell which gains of the loss to change,
+      and which objects and levels got no positives.
+    - results.csv has the loss scale of float16 (amp=True on a GPU), and recoveries.json the epochs that were repeated
+      since the loss was not finite.
     - No folder is deleted, and a `save_dir` that holds something is refused without `exist_ok`.
 
     Attributes:
@@ -122,6 +127,7 @@ class Trainer(DetectionTrainer):
             )
         self._writer: Any = None
         self._sparsity: Sparsity | None = None
+        self._positives: PositiveCounter | None = None
         self._batches = 0  # of this epoch
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
@@ -261,6 +267,8 @@ class Trainer(DetectionTrainer):
         student = student_of(unwrap_model(self.model))
         if getattr(student.model[-1], "one2one_cv2", None) is None:
             student.criterion = DetectionLoss(student, self.settings)
+            if RANK in {-1, 0}:
+                student.criterion.assigner.counter = self._positives = PositiveCounter(student.stride.tolist())
             return
         default = Settings()
         for name in _CRITERION:
@@ -336,14 +344,19 @@ class Trainer(DetectionTrainer):
             small = self._sparsity.small()
             LOGGER.info(f"Sparsity: {small:.1%} of the normalisations' factors are below {SMALL}.")
             metrics = {**metrics, "sparsity/small": small}
+        if self.scaler.is_enabled():
+            metrics = {**metrics, "amp/scale": self.scaler.get_scale()}
         super().save_metrics(metrics)
         epoch = self.epoch + 1
         if self._writer:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, epoch)
             self._writer.flush()
-        if epoch == min(self.settings.report_epochs, self.epochs):
+        last = min(self.settings.report_epochs, self.epochs)
+        if epoch == last:
             self._report_losses()
+        if epoch >= last and self._positives:
+            student_of(unwrap_model(self.model)).criterion.assigner.counter = self._positives = None
 
     def _report_losses(self) -> None:
         """From results.csv, which a resumed run has in full."""
@@ -360,9 +373,21 @@ class Trainer(DetectionTrainer):
         for epoch, terms in enumerate(epochs):
             for name in terms.keys() & set(LOSS_NAMES):  # as they will be once their weights have risen
                 terms[name] /= ramp(epoch + 0.5, self.settings.kd_ramp_epochs)
-        report = loss_report(epochs, {name: getattr(self.args, name) for name in columns})
+        positives = self._positives.total() if self._positives else None
+        report = replace(loss_report(epochs, {name: getattr(self.args, name) for name in columns}), positives=positives)
         LOGGER.info(str(report))
         _files.write_json(self.save_dir / "loss_report.json", report.as_dict())
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """ultralytics' own, whose returns to last.pt are then told by recoveries.json and not by the log alone."""
+        before = self.nan_recovery_attempts
+        try:
+            return bool(super()._handle_nan_recovery(epoch))
+        finally:
+            if self.nan_recovery_attempts > before and RANK in {-1, 0}:
+                file = self.save_dir / "recoveries.json"
+                epochs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+                _files.write_json(file, [*epochs, epoch + 1])
 
     def final_eval(self) -> None:
         """ultralytics' own, except that last.pt becomes final only afterwards: until then, resume can repeat it."""

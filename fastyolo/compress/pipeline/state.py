@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What is done already in the folder of a run, so that the same command goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastyolo import _files
+
+FILE = "state.json"
+
+Result = dict[str, Any]
+
+
+@dataclass
+class Record:
+    """A piece of work.
+
+    Attributes:
+        arguments: what the user asked of it.
+        inputs: digests of what it was made from.
+        seconds: spent on it, without what a kill cut off.
+        result: in JSON's types; None while it is not finished. Its entry "files" names what was written, relative to
+            the folder of the run; without one of these, the work is done again.
+    """
+
+    arguments: dict[str, Any]
+    inputs: dict[str, str]
+    seconds: float = 0.0
+    result: Result | None = None
+
+    def holds(self, folder: Path) -> bool:
+        """Whether the work is done, and what it wrote is still there."""
+        return self.result is not None and all((folder / file).exists() for file in self.result["files"])
+
+
+class State:
+    """The records of a run.
+
+    Args:
+        folder: of the run: new, empty, or that of a run before.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = folder / FILE
+        self._records: dict[str, Record] = {}
+        if self._file.exists():
+            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            self._records = {name: Record(**record) for name, record in kept.items()}
+        elif folder.exists() and any(folder.iterdir()):
+            raise ValueError(
+                f"save_dir must be new, empty or the folder of a run of fastyolo compress, and {folder} holds "
+                f"something else; choose another folder."
+            )
+
+    def relative(self, path: Path) -> str:
+        """A path in the folder of the run relative to it; another one as it is."""
+        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)
+
+    def check(self, name: str, arguments: Mapping[str, Any]) -> None:
+        """Refuse other arguments for what is done or has cost a training already.
+
+        Raises:
+            ValueError: with the names of the arguments.
+        """
+        record, place = self._records.get(name), self.folder / name
+        if record is None or not (record.result or any(place.rglob("weights/*.pt"))):
+            return
+        names = record.arguments.keys() | arguments.keys()
+        if changed := sorted(key for key in names if record.arguments.get(key) != arguments.get(key)):
+            raise ValueError(
+                f"save_dir must be the folder of a run with the same arguments, and in {self.folder} the stage "
+                f"{name!r} has other values of {', '.join(changed)}; choose another folder, repeat these, or delete "
+                f"{place} to have the stage done again."
+            )
+
+    def once(
+        self,
+        name: str,
+        work: Callable[[], Result],
+        *,
+        arguments: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        before: Callable[[bool], None] = lambda again: None,
+    ) -> Record:
+        """The record of a piece of work, which is done unless it was done before from the same inputs.
+
+        What was begun with these inputs goes on in the folder of that name; what was made from others is deleted there.
+
+        Args:
+            work: returns the result.
+            before: called if there is something to do, with whether it was done before, from other inputs.
+        """
+        wanted = Record(dict(arguments), dict(inputs))
+        record = self._records.get(name)
+        same = record is not None and (record.arguments, record.inputs) == (wanted.arguments, wanted.inputs)
+        if record and same and record.holds(self.folder):
+            return record
+        before(record is not None and record.result is not None)
+        if not (record and same and record.result is None):
+            record = wanted
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        self._records[name] = record
+        self._write()
+        start = time.monotonic()
+        try:
+            record.result = work()
+        finally:
+            record.seconds += time.monotonic() - start
+            self._write()
+        return record
+
+    def _write(self) -> None:
+        _files.write_json(self._file, {name: asdict(record) for name, record in self._records.items()})
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files in a folder."""
+    found = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
+        if path.is_dir():
+            found.update(f"{file.relative_to(path).as_posix()}\0".encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()
