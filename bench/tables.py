@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Markdown tables from result files: python bench/tables.py [FILE...], by default every file of bench/results.
 
-With --write, all tables go to bench/results/README.md, and those that a reader wants first replace what stands in
-README.md between the lines `<!-- results -->` and `<!-- /results -->`.
+With --write, all tables go to bench/results/README.md, the picture to bench/results/shares.svg, and those that a reader
+wants first replace what stands in README.md between the lines `<!-- results -->` and `<!-- /results -->`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import picture
 
 from fastyolo.bench import model_table
 
@@ -51,6 +53,7 @@ def pages(reports: list[dict[str, Any]]) -> dict[Path, str]:
     short = _with_titles([_short(report) for report in reports])
     return {
         RESULTS / "README.md": heading + _with_titles(reports),
+        RESULTS / "shares.svg": picture.draw(reports),
         readme: f"{before}{opening}{short}{closing}{after}",
     }
 

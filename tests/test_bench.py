@@ -87,6 +87,7 @@ def test_quick_run_and_its_tables(tmp_path, monkeypatch, capsys):
             assert row["ratio"][name] == pytest.approx(ratio, abs=0.02, rel=0.02)
 
     monkeypatch.setattr(sys, "argv", ["tables.py", str(file)])
+    monkeypatch.syspath_prepend(SCRIPTS)
     runpy.run_path(str(SCRIPTS / "tables.py"), run_name="__main__")
     table = capsys.readouterr().out
     assert "`nms` 1,000 boxes, max_det 300 | " in table
@@ -431,7 +432,8 @@ def test_a_shift_that_rounds_explains_only_when_asked():
     assert (plain.rounded_pairs, plain.unexplained) == (0, 1)
 
 
-def test_pages_hold_what_the_result_files_say():
+def test_pages_hold_what_the_result_files_say(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
     tables = runpy.run_path(str(SCRIPTS / "tables.py"))
     reports = [json.loads(file.read_text()) for file in sorted(tables["RESULTS"].glob("*.json"))]
     for page, text in tables["pages"](reports).items():
