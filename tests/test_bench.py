@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from fastyolo import ops
 from fastyolo.bench import cases, timing
 from fastyolo.bench import ops as bench
 from fastyolo.bench.agreement import Agreement, compare
-from fastyolo.bench.cases import Choice, feature_maps, nms, onnx_nms
+from fastyolo.bench.cases import Choice, dfl_decode, feature_maps, nms, onnx_nms
 from fastyolo.bench.cases.inputs import scene_maps
 from fastyolo.bench.environment import environment, installed_version, why_not_compiled
 from fastyolo.bench.roofline import Roofline
@@ -46,6 +48,8 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_quick_run_and_its_tables(tmp_path, monkeypatch, capsys):
     file = tmp_path / "result.json"
     monkeypatch.setenv("COLUMNS", "120")
+    visit = timing.visit_in_turns
+    monkeypatch.setattr(bench, "visit_in_turns", lambda groups, **how: visit(groups, **{**how, "seconds": 0.0}))
     done = CliRunner().invoke(app, ["bench", "ops", "--quick", "--threads", "1", "--json", str(file)])
     assert done.exit_code == 0, done.output
     report = json.loads(file.read_text())
@@ -137,9 +141,16 @@ def test_torch_compile_without_a_compiler_is_left_out(monkeypatch):
     assert set(case.calls) == {"fastyolo", "torch", "copy"}
 
 
-@pytest.mark.skipif(why_not_compiled(CPU) is not None, reason="needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own, in torch 2.11
-def test_torch_compile_is_a_peer():
+def test_torch_compile_is_a_peer(monkeypatch):
+    """Traced as one graph for each shape, which is then run as it is: to compile it takes long."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    monkeypatch.setattr(feature_maps, "why_not_compiled", lambda _: None)
     inputs = cases.Inputs(CPU, torch.float32, None)
     found = [
         case for case in itertools.islice(cases.CASES["eca"](inputs, DEFAULT), 4) if case.facts["pass"] == "forward"
@@ -148,6 +159,7 @@ def test_torch_compile_is_a_peer():
     for case in found:  # alive at the same time
         assert list(case.calls) == ["fastyolo", "torch", "torch.compile", "copy"]
         case.check()
+    assert len(graphs) == len(found)
 
 
 def test_every_measurement_of_an_operator_is_another(monkeypatch):
@@ -162,7 +174,8 @@ def test_every_measurement_of_an_operator_is_another(monkeypatch):
 
 
 def test_cases_are_those_of_the_chosen_scales_batches_and_dtypes(monkeypatch):
-    monkeypatch.setattr(feature_maps, "why_not_compiled", lambda _: "not in this test")
+    for module in (dfl_decode, feature_maps):
+        monkeypatch.setattr(module, "why_not_compiled", lambda _: "not in this test")
     monkeypatch.setattr(cases.Inputs, "feature_map", lambda _, shape, dtype, *__: torch.empty(shape, dtype=dtype))
     inputs = cases.Inputs(CPU, torch.float32, None)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ def document(
     process: float = 0.015,
     restless: float = 0.3,
     peers: float = 0.03,
-    visits: bool = True,
+    visits: int = VISITS,
 ) -> dict[str, Any]:
     """What `bench ops` writes on two cores that others use, too, by the observations of bench/NOTES.md.
 
@@ -41,13 +42,14 @@ def document(
         process: what lasts for a process and differs from case to case, relative.
         restless: share of the visits during which something else runs.
         peers: as `process`, of the peers.
-        visits: whether the document has them.
+        visits: of each row; 0: the document has medians alone.
     """
     draw = np.random.default_rng(seed)
 
     def timing(microseconds: float, process: float) -> dict[str, Any]:
-        disturbed = 1 + 0.5 * (draw.random(VISITS) < restless) * draw.random(VISITS)
-        own = np.exp(process * draw.standard_normal() + 0.005 * np.abs(draw.standard_normal(VISITS)))
+        count = visits or VISITS
+        disturbed = 1 + 0.5 * (draw.random(count) < restless) * draw.random(count)
+        own = np.exp(process * draw.standard_normal() + 0.005 * np.abs(draw.standard_normal(count)))
         times = microseconds * machine * disturbed * own
         found = {"median_us": float(np.median(times)), "parts_us": times.tolist()}
         return found if visits else {"median_us": found["median_us"]}
@@ -144,11 +146,18 @@ def test_several_runs_see_less_noise_and_smaller_changes():
 
 
 def test_documents_without_visits_are_judged_by_their_rows():
-    before, after = document(1, visits=False, restless=0), document(2, visits=False, restless=0, factors={"op3": 1.1})
+    before, after = document(1, visits=0, restless=0), document(2, visits=0, restless=0, factors={"op3": 1.1})
     found = compare([before], [after])
     assert called(found, "slower")[:1] == ["op3"]
     assert any("does not say how its samples varied" in remark for remark in found.remarks)
-    assert not compare([before], [document(3, visits=False, restless=0)]).is_slower
+    assert not compare([before], [document(3, visits=0, restless=0)]).is_slower
+
+
+def test_two_visits_of_a_quick_run_tell_how_they_vary():
+    found = compare([document(1, visits=2)], [document(2, visits=2)])
+    assert not found.is_slower
+    assert not found.remarks
+    assert called(compare([document(1, visits=2)], [document(2, visits=2, factors={"op3": 1.4})]), "slower")[0] == "op3"
 
 
 def test_the_threshold_is_the_users():
@@ -196,10 +205,36 @@ def test_models_are_compared_by_size_and_runtime():
 
 def test_runs_that_differ_have_noise_though_their_visits_agree():
     before, after = ([model_document(time) for time in times] for times in ((20, 22.5, 20.5), (22, 24, 21.5)))
-    assert compare(before[:1], after[:1]).is_slower
     (row,) = compare(before, after).rows
     assert row.change == pytest.approx(0.07, abs=0.01)
     assert row.verdict == "unclear"
+    agreeing = [[model_document(time)] * 6 for time in (20, 22)]
+    assert row.noise > 1.3 * compare(*agreeing).rows[0].noise
+    assert compare(*agreeing).is_slower
+
+
+def test_few_rows_are_not_trusted_further_than_processes_agree():
+    """Visits of one process that agree to a thousandth, and two references that changed alike by chance."""
+    (row,) = compare([model_document(20)], [model_document(22)]).rows
+    assert (row.verdict, row.noise) == ("unclear", pytest.approx(0.136, abs=0.01))
+    documents = [document(seed) for seed in range(16)]
+    for before, after in itertools.pairwise({**found, "results": found["results"][:1]} for found in documents):
+        found = compare([before], [after])
+        assert not found.is_slower
+        assert found.rows[0].noise > 0.2
+
+
+def test_a_product_of_matrices_tells_what_the_machine_did_to_models():
+    def rows(milliseconds: float, product: float) -> dict[str, Any]:
+        settings = {"model": "best.onnx", "batch": 1, "threads": 2}
+        times = [product * (1 + 0.001 * index) for index in range(VISITS)]
+        found = model_document(milliseconds, **settings, matrix_product={"median_ms": product, "parts_ms": times})
+        return {**found, "results": [{**found["results"][0], "imgsz": size} for size in (320, 640)]}
+
+    found = compare([rows(20, 30)], [rows(32, 48)])
+    assert found.drift == pytest.approx(0.6)
+    assert [row.verdict for row in found.rows] == ["same", "same"]
+    assert [row.verdict for row in compare([rows(20, 30)], [rows(48, 48)]).rows] == ["slower", "slower"]
 
 
 def test_command(tmp_path):
@@ -252,5 +287,9 @@ def test_command(tmp_path):
         compare([document(1)], [other])
     with pytest.raises(ValueError, match=r"^before must have the kind of the others, 'ops', got 'model'\.$"):
         compare([document(1), model_document(20)], [other])
+    with pytest.raises(ValueError, match=r"^after must be a whole result of 'bench ops', got one without device\.$"):
+        compare([document(1)], [{"kind": "ops"}])
+    with pytest.raises(ValueError, match="must have times above 0"):
+        compare([model_document(20)], [model_document(0)])
     with pytest.raises(ValueError, match="must have a case in common"):
         compare([document(1)], [{**document(1), "results": []}])

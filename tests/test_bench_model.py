@@ -157,6 +157,8 @@ def test_bench_model(data: Path, photographs: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "sizes.json").read_text())
     assert (report["kind"], report["images"], report["threads"], report["left_out"]) == ("model", 6, 1, [])
+    assert report["results"][0]["matrix_product"] == report["results"][1]["matrix_product"]
+    assert report["results"][0]["matrix_product"]["parts_ms"][0] > 0
     assert [(row["imgsz"], row["batch"], row["threads"]) for row in report["results"]] == [(64, 1, 1), (128, 1, 1)]
     for row in report["results"]:
         recalls = row["accuracy"]["pytorch"]["recall"]
@@ -194,13 +196,14 @@ def test_latency_alone_without_onnxruntime(weights: str, monkeypatch: pytest.Mon
     refused = run("--weights", weights, "--runtime", "onnxruntime")
     assert (refused.exit_code, refused.stderr) == (
         1,
-        f"fastyolo: runtime (--runtime) must be one that is installed here. {reason}\n",
+        f"fastyolo: runtime (--runtime) must be one that can be measured here. {reason}\n",
     )
 
 
 @pytest.mark.usefixtures("quick")
 def test_exported_files_are_measured_as_they_are(weights: str, exported: Path, tmp_path: Path) -> None:
     from fastyolo.export import export
+    from fastyolo.runtime import Detector
 
     free = export(weights, imgsz=96, dynamic=True, path=Path(weights).with_name("free.onnx"))
     arguments = ["--batch", "1", "2", "--threads", "1", "--json", "files.json", "--markdown", "files.md"]
@@ -216,6 +219,14 @@ def test_exported_files_are_measured_as_they_are(weights: str, exported: Path, t
     assert table.startswith("fixed.onnx, free.onnx; 1 thread\n\n| model | imgsz | batch | runtime | ms: median |")
     assert table.count("\n| free.onnx | 96 | 2 | ONNX Runtime | ") == 1
     assert "Milliseconds of a call" in table
+    refused = run("--model", str(exported), "--runtime", "pytorch")
+    assert "PyTorch is left out: it runs a checkpoint, which --weights names." in refused.stderr
+    wide = tmp_path / "wide.png"
+    cv2.imwrite(str(wide), np.full((30, 60, 3), 9, np.uint8))
+    padded = runtimes.photograph(wide)
+    assert (padded.shape, padded[:30].min(), padded[30:].max()) == ((60, 60, 3), 9, 0)
+    tensor, _ = Detector(free).preprocess([padded])
+    assert tensor.shape == (1, 3, 96, 96)  # free sizes, but of what it computes nothing is cut
     wrong = run("--model", str(exported), "--imgsz", "96", "--runtime", "onnxruntime")
     assert wrong.exit_code == 1
     assert "imgsz is built into" in wrong.stderr
@@ -261,6 +272,17 @@ def test_a_file_goes_to_the_runtimes_that_take_it(name: str, takers: tuple[str, 
     file.parent.mkdir(exist_ok=True)
     file.touch()
     assert runtimes.runtimes_of(file.parent if "folder" in name else file) == takers
+
+
+def test_openvino_weights_count_with_the_xml_that_names_them(tmp_path: Path) -> None:
+    for suffix, size in ((".xml", 3), (".bin", 40), (".onnx", 500)):
+        (tmp_path / f"model{suffix}").write_bytes(b"x" * size)
+    assert [runtimes.num_bytes(tmp_path / name) for name in ("model.xml", "model.onnx", "")] == [43, 500, 543]
+
+
+def test_files_of_one_name_are_called_by_their_paths() -> None:
+    files = [Path("a/best.onnx"), Path("b/best.onnx"), Path("b/last.onnx")]
+    assert list(bench.names_of(files).values()) == ["a/best.onnx", "b/best.onnx", "last.onnx"]
 
 
 @pytest.mark.parametrize(

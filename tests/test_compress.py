@@ -89,6 +89,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, summary.Sum
     run = Run(root, root / "run")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(latency, "SECONDS", 0.01)
+        monkeypatch.setattr(latency, "MIN_ROUNDS", 3)
         return run, run.run(debug=True)
 
 
@@ -266,6 +267,7 @@ def test_the_command_says_which_target_is_missed(copied: Run) -> None:
     result = invoke(copied, *options, "--json", str(copied.folder / "copy.json"))
     assert result.exit_code == 1
     assert "fastyolo: The target size of 0.001 MB is missed, with" in result.stderr
+    assert "Of models/distilled.onnx. Nothing was pruned for it, by request." in result.stderr
     assert "models/distilled.onnx" in result.stdout
     assert json.loads((copied.folder / "copy.json").read_text()) == json.loads(
         (copied.folder / "summary.json").read_text()
@@ -275,10 +277,14 @@ def test_the_command_says_which_target_is_missed(copied: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--epochs", "2"], "the stage 'baseline' has other values of epochs; choose another folder, repeat these"),
-        (["--epochs", "1", "--target-size", "1"], "the stage 'pruned' has other values of runtime, target_size"),
-        (["--epochs", "1", "--set", "mosaic=0.5"], "other values of mosaic;"),
-        (["--epochs", "1", "--skip", "light"], "the stage 'distilled' has other values of skip;"),
+        (["--epochs", "2"], "'baseline' has other values of epochs (1, not 2); choose another folder, repeat these"),
+        (
+            ["--epochs", "1", "--target-size", "1"],
+            "runtime (unset, not onnxruntime), skip int8 (unset, not False), target_size (unset, not 1.0);",
+        ),
+        (["--epochs", "1", "--set", "mosaic=0.5"], "other values of mosaic (unset, not 0.5);"),
+        (["--epochs", "1", "--skip", "light"], "the stage 'distilled' has other values of skip (nothing, not light);"),
+        (["--max-epochs", "6", "--skip", "int8"], "max_epochs is shared among the stages that train, so skip the same"),
         (["--epochs", "1", "--preset", "few-images"], "few-images keeps a trained backbone"),
     ],
 )
@@ -305,7 +311,8 @@ def test_other_data_are_refused_in_the_folder_of_a_run(copied: Run, tmp_path: Pa
         ({"max_epochs": 4}, "epochs and max_epochs exclude each other"),
         ({"max_epochs": 4, "epochs": None}, "max_epochs must be at least 5, one for each of baseline, light"),
         ({"flops": 1.0}, "flops must be a share between 0 and 1"),
-        ({"target_size": 0.0}, "target_size must be above 0"),
+        ({"flops": -0.5}, "flops must be a share between 0 and 1"),
+        ({"target_size": 0.0}, "target_size must be a number above 0"),
         ({"runtime": "tensorrt"}, "runtime must be one of onnxruntime, openvino"),
         ({"formats": ["coreml"]}, "formats must be of tensorrt-onnx"),
         ({"light": None}, "a model without a scale"),
@@ -342,9 +349,10 @@ def test_a_folder_of_something_else_and_missing_packages_are_refused(
     finished: tuple[Run, summary.Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done, _ = finished
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else"):
-        Run(done.root, tmp_path).run()
+    for name, text in (("notes.txt", "mine"), ("state.json", '{"mine": 1}'), ("state.json", "mine")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match="holds something else"):
+            Run(done.root, tmp_path).run()
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "modelopt" else found(name))
     with pytest.raises(ModuleNotFoundError, match="pip install nvidia-modelopt"):
@@ -429,6 +437,27 @@ def test_the_least_amount_that_meets_the_targets(
         assert f"cannot meet the target of {beyond}: with 70% of the FLOPs removed it is 3.00 MB" in found.note
     else:
         assert "cannot" not in found.note
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(copied: Run) -> None:
+    before = copied.records()
+    with State(copied.folder).locked(), pytest.raises(ValueError, match="no other fastyolo compress is at work"):
+        copied.run()
+    assert copied.records() == before
+
+
+def test_deleted_latencies_are_measured_again(copied: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def take_times(models: dict[Any, Any], imgsz: int, threads: int) -> dict[Any, Any]:
+        return {key: np.full(3, 7.0) for key in models}
+
+    monkeypatch.setattr(files, "take_times", take_times)
+    kept = summary.read(copied.folder)
+    assert all(stage.latency["onnxruntime"].median_ms != 7.0 for stage in kept.stages)
+    (copied.folder / files.LATENCIES).unlink()
+    found = copied.run()
+    assert copied.begun() == []
+    assert [stage.latency.keys() for stage in found.stages] == [stage.latency.keys() for stage in kept.stages]
+    assert {latency.median_ms for stage in found.stages for latency in stage.latency.values()} == {7.0}
 
 
 def test_state_deletes_nothing_but_what_is_made_again(tmp_path: Path) -> None:

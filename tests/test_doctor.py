@@ -326,7 +326,7 @@ def test_pictures_of_large_images_are_small(root, tmp_path):
         assert drawn.size == (960, 128)
 
 
-@pytest.mark.parametrize("content", ["names: [a]\n", "[1, 2]\n", "train: images\n"])
+@pytest.mark.parametrize("content", ["names: [a]\n", "[1, 2]\n", "train: images\n", "{train: images, names: []}\n"])
 def test_other_files_are_refused_in_one_sentence(content, tmp_path):
     (tmp_path / "data.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"data \(--data\) must be the YAML file of a detection data set.*\.$"):
@@ -415,6 +415,14 @@ def write_losses(folder: Path, term: dict[str, object] | None = None, positives:
     (folder / "loss_report.json").write_text(json.dumps(report.as_dict()))
 
 
+@pytest.mark.parametrize("name", ["loss_report.json", "recoveries.json", "results.csv"])
+def test_files_of_a_run_that_cannot_be_read_are_named(name, tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / name).write_text("[1, 2")
+    with pytest.raises(ValueError, match=rf"{name} .*; pass|{name} cannot be read"):
+        findings_of(folder)
+
+
 def test_terms_out_of_balance_are_told(tmp_path):
     folder = write_run(tmp_path / "run")
     write_losses(folder, {"suggested_gain": 0.05, "reason": "which drowns"})
@@ -442,7 +450,7 @@ def test_epochs_that_were_repeated_are_told(tmp_path):
     (folder / "recoveries.json").write_text("[7, 7, 9]")
     report = run.examine(folder, YAML.load(folder / "args.yaml"))
     assert names(report) == {"loss is not finite"}
-    assert "in 3 epochs, the first of them 7, of which 3 were repeated from last.pt" in report.findings[0].evidence
+    assert "in 2 epochs, first in epoch 7; training went back to last.pt 3 times" in report.findings[0].evidence
 
 
 def test_command_examines_a_run(tmp_path):

@@ -202,6 +202,14 @@ def test_labels_that_a_model_contradicts(name, root):
     assert report.broken == (finding in {"shifted labels", "swapped classes"})
 
 
+def test_labels_without_area_are_not_shifted(root):
+    model = Scripted(root)
+    relabel(lambda row: (*row[:3], 0, 0))(root)
+    found = names(examined(root, model))
+    assert "box without area" in found
+    assert "shifted labels" not in found
+
+
 # ---- models
 
 
@@ -351,17 +359,33 @@ def test_hard_cases_become_a_data_set_that_grows(root, tmp_path):
     assert sorted(case["image"] for case in everything) == images
     assert len(images) == 3 + new == len(list((folder / "labels").iterdir()))
     assert corrected.read_text() == "0 0.5 0.5 0.2 0.2\n"
+    described = (folder / "data.yaml").read_text() + "# mine\n"
+    (folder / "data.yaml").write_text(described)
     assert collected(root, folder, model) == 0
+    assert (folder / "data.yaml").read_text() == described
     assert check_det_dataset(str(folder / "data.yaml"))["names"] == dict(enumerate(NAMES))
     assert not examined(folder, Scripted(root)).broken
 
 
 def test_hard_cases_are_not_mixed_with_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"collect \(--collect\) must be a new folder .* holds files\.$"):
+    YAML.save(tmp_path / "data.yaml", {"train": "images", "names": dict(enumerate(NAMES))})  # a data set of one's own
+    with pytest.raises(ValueError, match=r"collect \(--collect\) must be a new folder .* holds other files; choose"):
         hard_cases.check(tmp_path, NAMES)
+    (tmp_path / "reasons.json").write_text("[]")
+    hard_cases.check(tmp_path, NAMES)
     YAML.save(tmp_path / "data.yaml", {"names": {0: "cat"}})
     with pytest.raises(ValueError, match="has cat; choose another one"):
+        hard_cases.check(tmp_path, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("data.yaml", "names: [cat]"), ("data.yaml", "names: {"), ("reasons.json", '[{"image": ')]
+)
+def test_hard_cases_that_cannot_be_read_are_refused(file, content, tmp_path):
+    (tmp_path / "reasons.json").write_text("[]")
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=r"a reasons\.json or data\.yaml that cannot be read"):
         hard_cases.check(tmp_path, NAMES)
 
 
@@ -396,6 +420,12 @@ def test_a_convolution_that_overflows_in_float16_is_found(checkpoint, healthy):
         examined_model.find(image)
     assert max(sound.activations.values()) < 1e3
     assert [path for path, value in broken.activations.items() if value > 65504] == ["model.2.cv1.conv"]
+
+
+def test_an_exported_model_is_no_checkpoint(tmp_path):
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ValueError, match=r"^weights \(--weights\) must be a checkpoint, got .*model\.onnx'"):
+        ExaminedModel(YOLO(tmp_path / "model.onnx", task="detect"), 64)
 
 
 def test_weights_that_are_not_finite_are_named(checkpoint):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,10 @@ def test_results_are_appended(tmp_path):
     assert log.read_text().endswith("}\n")
 
 
-@pytest.mark.parametrize("broken", ['{"date": "2026-', "[1, 2]", "null", '{"date": 3}', "{}"])
+BROKEN = ('{"date": "2026-', "[1, 2]", "null", '{"date": 3}', json.dumps(result("a.pt", 0.1) | {"metrics": {}}))
+
+
+@pytest.mark.parametrize("broken", BROKEN)
 def test_a_line_that_a_kill_cut_short_is_passed_over(broken, tmp_path):
     log = tmp_path / "log.jsonl"
     history.append(log, result("a.pt", 0.1))
@@ -55,9 +59,34 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(broken, tmp_path):
 
 def test_only_results_of_the_same_data_and_settings_are_compared():
     first = result("a.pt", 0.1)
-    assert history.before([first, result("b.pt", 0.2, "b"), result("c.pt", 0.3)]) is first
-    assert history.before([first, result("b.pt", 0.2, "b")]) is None
-    assert history.before([first, result("b.pt", 0.2, imgsz=640)]) is None
+    entries = [result("z.pt", 0.1), first, result("b.pt", 0.2, "b")]
+    assert history.comparable(entries, result("c.pt", 0.3)) is first
+    assert history.comparable([first], result("b.pt", 0.2, "b")) is None
+    assert history.comparable([first], result("b.pt", 0.2, imgsz=640)) is None
+
+
+def test_a_model_is_known_by_its_content(tmp_path):
+    folder = tmp_path / "model_openvino_model"
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(b"1")
+
+    def digest(weights: Path) -> str:
+        return history.entry(weights, {}, {}, {}, {})["weights"]["sha256"]
+
+    before = digest(folder)
+    assert before == digest(folder / "model.bin") == hashlib.sha256(b"1").hexdigest()
+    (folder / "model.xml").write_bytes(b"2")
+    assert digest(folder) != before
+
+
+def test_a_file_of_something_else_is_no_log(tmp_path):
+    log = tmp_path / "log.jsonl"
+    history.check(log)
+    log.write_text("names: [cat]\n")
+    with pytest.raises(ValueError, match=r"^history \(--history\) must be .* something else; name another one\.$"):
+        history.check(log)
+    history.append(log, result("a.pt", 0.1))
+    history.check(log)
 
 
 @pytest.mark.parametrize(

@@ -378,3 +378,13 @@ def test_objects_without_positives_are_counted():
     counted = counter.total()
     assert counted.by_level == {"8": 1, "16": 1}
     assert [(size.objects, size.without) for size in counted.objects.values()] == [(1, 1), (1, 0), (0, 0)]
+
+
+def test_images_without_objects_are_counted(model, raw, batch):
+    criterion = DetectionLoss(model, Settings())
+    criterion.assigner.counter = counter = PositiveCounter(model.stride.tolist())
+    criterion(raw, without_objects(batch, (0, 1, 2, 3)))
+    counted = counter.total()
+    assert counted.images == 4
+    assert not any(counted.by_level.values())
+    assert not any(size.objects for size in counted.objects.values())

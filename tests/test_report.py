@@ -208,7 +208,7 @@ def test_figures_are_those_of_the_summary(summary, written):
 def test_words_say_what_was_reached(summary, written):
     page = " ".join(written(summary).text.split())
     assert "has 74 % fewer parameters, needs 74 % fewer FLOPs and takes 93 % fewer bytes than the baseline" in page
-    assert "It is 3.4 times as fast in ONNX Runtime." in page
+    assert "It is 3.4 times as fast in ONNX Runtime as the baseline." in page
     assert "Its mAP50 on the validation images is 0.912 (0.011 lower), its mAP50-95 0.589 (0.019 lower)." in page
     assert "OK. The target latency of 20 ms is met, with 14 ms. Of models/int8.onnx in onnxruntime." in page
     assert "OK. Every file to ship computes what its checkpoint computes." in page
@@ -220,6 +220,10 @@ def test_what_is_the_same_is_no_gain(summary):
     summary = replace(summary, stages=(BASELINE, same))
     gains = [quantity.gain(same, summary) for quantity in words.quantities(summary)]
     assert {gain.good for gain in gains} == {None}
+    assert words.result(summary) == (
+        "It is 1.0 times as fast in ONNX Runtime as the baseline. Its mAP50 on the validation images is 0.923 "
+        "(the same), its mAP50-95 0.608 (the same)."
+    )
     assert words.quantities(summary)[0].gain(BASELINE, summary) is None
 
 
@@ -238,6 +242,7 @@ def test_problems_are_told(summary, written):
     assert len(summary.problems) == 3
     assert page.text.count("Problem.") == 3
     assert "OK." not in page.text
+    assert summary.problems[-1].endswith("Departs in boxes. Its mAP50-95 is 0.589, that of models/pruned.onnx 0.612.")
     for sentence in summary.problems:
         assert sentence in " ".join(page.text.split())
     assert page.row("Paths begin", "models/int8.onnx")[-1] == "departs in onnxruntime: Departs in boxes."
@@ -246,7 +251,7 @@ def test_problems_are_told(summary, written):
 def test_files_that_were_not_compared_are_named(summary, written):
     int8 = replace(INT8, files=(replace(INT8.files[0], verification=None),))
     page = written(replace(summary, stages=(BASELINE, PRUNED, int8), targets=()))
-    assert page.text.count("Problem.") == 1
+    assert (page.text.count("Problem."), page.text.count("Note."), page.text.count("OK.")) == (0, 1, 0)
     assert "was not found out for models/int8.onnx." in page.text
     assert page.row("Paths begin", "models/int8.onnx")[-1] == "not compared"
 

@@ -717,6 +717,8 @@ def test_epochs_that_were_repeated_are_written_down(arguments, tmp_path):
     assert epochs(trainer) == [1, 2, 3]
     findings = examine(trainer.save_dir, vars(trainer.args)).findings
     assert "loss is not finite" in [finding.name for finding in findings]
+    again = Trainer(overrides=arguments(tmp_path, epochs=3, save_dir=str(trainer.save_dir), exist_ok=True))
+    assert not {file.name for file in again.save_dir.iterdir()} & {"recoveries.json", "loss_report.json"}
 
 
 def test_the_loss_scale_of_float16_is_written_down(arguments, tmp_path):

@@ -14,11 +14,13 @@ Verdict = Literal["slower", "faster", "same", "unclear"]
 Document = Mapping[str, Any]
 
 THRESHOLD = 0.05  # the change that matters to somebody, unless they say otherwise
-_SIGMAS = 3  # that the change of an operator must exceed
-_SIGMAS_OF_ROW = 8  # the same of a row: there are many, and what disturbs one of them is rare and large
+_SIGMAS = 3  # that the change of an operator must exceed, and of a row among few
+_SIGMAS_OF_ROW = 8  # of a row among many, since what disturbs one of them is rare and large
 _FEW = 6  # values, fewer of which do not tell how much they vary
-_NEXT = 3  # visits after the quietest, by which its error is judged
+_NEXT = 3  # visits after the quietest, by which its error is judged, or as many as there are
 _EXACT = 1e-6  # relative error that a time has at least
+_PROCESS = 0.03  # relative, what differs from process to process (bench/NOTES.md), where too few rows tell it
+_KEYS = ("device", "threads", "environment", "results")
 _MEDIAN = 1.2533  # times the standard error of a mean: that of a median, of normal values
 
 
@@ -50,8 +52,8 @@ class Comparison:
 
     Attributes:
         groups: the median change of the rows of each operator or runtime that has several.
-        drift: what the machine became slower by, relative: by the references, which are peers and the pass over memory.
-            None: there are none, or they vary too much to tell.
+        drift: what the machine became slower by, relative: by the references. None: there are none, or they vary too
+            much to tell.
         level: the median change of the operators or runtimes that was divided out in its place. None: it was not.
         remarks: what differs between the two sides beside the code, a sentence each.
     """
@@ -82,7 +84,7 @@ class _Measured:
         group: its operator or runtime.
         level: median of the quietest visit, or of all samples where the visits are not known.
         error: of the level; None: not known.
-        references: levels of what was measured beside it.
+        references: levels of what was measured beside it, by a name that rows may have in common.
     """
 
     group: str
@@ -97,16 +99,17 @@ _Runs = Mapping[str, Sequence[_Measured]]  # by the name of the row
 def compare(before: Sequence[Document], after: Sequence[Document], *, threshold: float = THRESHOLD) -> Comparison:
     """Compare documents of `fastyolo bench ops` or of `fastyolo bench model`, of one or several runs on each side.
 
-    What the machine became slower by is the median change of all references: of peers, and of the pass over memory,
-    which are not fastyolo's. They are many, so that it does not matter that each varies more than what it is a
-    reference for (bench/NOTES.md). Where even their median is uncertain, as on a machine that others use, the median
-    change of the operators takes its place if they are many: a change of one of them then shows, one of all does not.
+    What the machine became slower by is the median change of all references, which are not fastyolo's: of operators,
+    the peers and the pass over memory, which are many, so that it does not matter that each varies more than what it is
+    a reference for (bench/NOTES.md); of models, a product of matrices. Where even their median is uncertain, as on a
+    machine that others use, the median change of the operators takes its place if they are many: a change of one of
+    them then shows, one of all does not.
 
     The time of a row is that of its quietest visit, since what else a machine does can only make a visit slower. Its
     error is told by how far the next visits are from it, and by how much several runs differ; all errors are then
-    multiplied by one factor, so that they explain the changes of all rows as a whole. The change of an operator is the
-    median of its rows', whose error is less, the more rows there are, and is calibrated likewise among the operators.
-    Noise is a multiple of these errors.
+    multiplied by one factor, so that they explain the changes of all rows as a whole; few rows do not tell the factor,
+    so their errors have a least value. The change of an operator is the median of its rows', whose error is less, the
+    more rows there are, and is calibrated likewise among the operators. Noise is a multiple of these errors.
 
     Args:
         before: documents of earlier runs.
@@ -123,6 +126,9 @@ def compare(before: Sequence[Document], after: Sequence[Document], *, threshold:
         raise ValueError("before and after must have a case in common, and have none.")
     changes = {name: _mean(new[name]) - _mean(old[name]) for name in common}
     raw = {name: math.hypot(_error(old[name]), _error(new[name])) for name in common}
+    if len(common) < _FEW:
+        raw = {name: max(raw[name], _PROCESS * math.sqrt(1 / len(old[name]) + 1 / len(new[name]))) for name in common}
+    sigmas_of_row = _SIGMAS if len(common) < _FEW else _SIGMAS_OF_ROW
     errors = _calibrated(changes, _moderated(raw, changes))
     groups: dict[str, list[str]] = {}
     for name in common:
@@ -141,14 +147,14 @@ def compare(before: Sequence[Document], after: Sequence[Document], *, threshold:
     def judged(
         name: str, change: float, error: float, sigmas: float, before: float | None = None, after: float | None = None
     ) -> Change:
-        noise = math.expm1(sigmas * math.hypot(error, uncertainty))
+        noise = math.expm1(math.hypot(sigmas * error, _SIGMAS * uncertainty))
         verdict = _verdict(change - drift, noise, threshold)
         return Change(name, before, after, math.expm1(change - drift), noise, verdict)
 
     rows = []
     for name in common:
         times = (math.exp(_mean(side[name])) for side in (old, new))
-        rows.append(judged(name, changes[name], errors[name], _SIGMAS_OF_ROW, *times))
+        rows.append(judged(name, changes[name], errors[name], sigmas_of_row, *times))
     of_groups = [
         judged(group, levels[group], of_levels[group], _SIGMAS) for group, names in groups.items() if len(names) > 1
     ]
@@ -169,6 +175,10 @@ def _check(before: Sequence[Document], after: Sequence[Document]) -> None:
                 raise ValueError(
                     f"{name} must be a result of 'bench ops' or 'bench model', got one of kind "
                     f"{document.get('kind')!r}."
+                )
+            if lacking := [key for key in _KEYS if key not in document]:
+                raise ValueError(
+                    f"{name} must be a whole result of 'bench {document['kind']}', got one without {lacking[0]}."
                 )
     first = before[0]
     for name, documents in (("before", before), ("after", after)):
@@ -193,40 +203,51 @@ def _ops(document: Document) -> Iterator[tuple[str, _Measured]]:
         if row.get("memory_us"):
             times["memory"] = (row["memory_us"], row.get("memory_parts_us"))
         level, error = _level(*times.pop("fastyolo"))
-        references = {name: _level(*time)[0] for name, time in times.items()}
-        yield f"{row['op']} {row['case']}", _Measured(row["op"], level, error, references)
+        name = f"{row['op']} {row['case']}"
+        references = {f"{peer} of {name}": _level(*time)[0] for peer, time in times.items()}
+        yield name, _Measured(row["op"], level, error, references)
 
 
 def _model(document: Document) -> Iterator[tuple[str, _Measured]]:
     for row in document["results"]:
         # Documents of schema 1 have no other settings than the size.
         settings = [row["model"], f"batch {row['batch']}", f"{row['threads']} threads"] if "model" in row else []
+        references = {}
+        if product := row.get("matrix_product"):  # which all rows of this batch and number of threads have in common
+            level, _ = _level(product["median_ms"], product["parts_ms"])
+            references = {f"matrix product, {', '.join(settings[1:])}": level}
         for runtime, time in row["latency"].items():
             level, error = _level(time["median_ms"], time.get("parts_ms"))
             name = ", ".join([f"{runtime} at {row['imgsz']}", *settings])
-            yield name, _Measured(runtime, level + math.log(1e3), error, {})
+            yield name, _Measured(runtime, level + math.log(1e3), error, references)
 
 
 def _level(median: float, visits: Sequence[float] | None) -> tuple[float, float | None]:
-    """The logarithm of the time of the quietest visit, and its error, by how far the next ones are from it."""
-    if visits is None or len(visits) < _NEXT + 1:
+    """The logarithm of the time of the quietest visit, and its error, by how far the next ones are from it.
+
+    Raises:
+        ValueError: a time is not above 0.
+    """
+    if not min((median, *(visits or ()))) > 0:
+        raise ValueError("before and after must have times above 0, and one has others; measure it again.")
+    if visits is None or len(visits) < 2:
         return math.log(median), None
-    ordered = np.sort(np.log(visits))
-    return float(ordered[0]), float(ordered[_NEXT] - ordered[0]) / 2
+    ordered = np.sort(np.log(visits))[: _NEXT + 1]
+    return float(ordered[0]), float(ordered[-1] - ordered[0]) / 2
 
 
 _ROWS = {"ops": _ops, "model": _model}
 
 
 def _reference_changes(old: _Runs, new: _Runs, names: Sequence[str]) -> list[float]:
-    changes = []
+    changes = {}
     for name in names:
         before, after = (
             {reference: np.mean([run.references[reference] for run in runs]) for reference in _common(runs)}
             for runs in (old[name], new[name])
         )
-        changes += [float(after[reference] - before[reference]) for reference in before if reference in after]
-    return changes
+        changes.update({reference: float(after[reference] - before[reference]) for reference in before.keys() & after})
+    return [*changes.values()]
 
 
 def _common(runs: Sequence[_Measured]) -> list[str]:
@@ -237,7 +258,9 @@ def _median(values: Sequence[float]) -> tuple[float, float]:
     """The median and its standard error; of no values, 0."""
     if not values:
         return 0.0, 0.0
-    spread = float(np.std(values, ddof=1)) if 1 < len(values) < _FEW else _spread(values)
+    spread = _spread(values)
+    if len(values) < _FEW:  # which may be alike by chance
+        spread = max(math.sqrt(2) * _PROCESS, float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
     return float(np.median(values)), _MEDIAN * spread / math.sqrt(len(values))
 
 

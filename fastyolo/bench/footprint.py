@@ -51,11 +51,9 @@ def peak_mb(
 
 def _main() -> None:
     task: dict[str, Any] = json.load(sys.stdin)
-    import cv2
+    from fastyolo.bench.runtimes import load, photograph
 
-    from fastyolo.bench.runtimes import load
-
-    image: Any = cv2.imread(task.pop("photograph"))
+    image: Any = photograph(task.pop("photograph"))
     detect = load(task.pop("name"), task.pop("file"), **task)
     for _ in range(_RUNS):
         detect([image] * task["batch"])

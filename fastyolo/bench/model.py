@@ -2,8 +2,9 @@
 """What a detector costs and brings: latency, throughput, memory, size and accuracy, by runtime, input size and batch.
 
 Latency is that of one call with photographs: letterbox, network and NMS, in PyTorch with fastyolo's operators and in
-the others through `fastyolo.runtime`. Contenders of one batch and number of threads take turns. All inputs are squares,
-so that the runtimes work on the same pixels; a photograph's shape would save PyTorch the padding.
+the others through `fastyolo.runtime`. Contenders of one batch and number of threads take turns, on a CPU with a product
+of matrices, by which two runs can tell what the machine became slower by. Photographs are padded to squares, so that
+all runtimes work on the same pixels; else those with free sizes would cut the padding.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fastyolo.bench import runtimes
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.bench.footprint import peak_mb
 from fastyolo.bench.model_table import threads_text
+from fastyolo.bench.roofline import matrix_product
 from fastyolo.bench.runtimes import LABELS, NAMES, PYTORCH, RUNTIMES
 from fastyolo.bench.timing import Call, Contender, CpuContender, medians_of_parts, take_turns
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 SECONDS = 4.0  # of measuring for each contender
 MIN_ROUNDS = 20
 PHOTOGRAPHS = 8
+_PRODUCT = "matrix product"
 _LEAST_RANGE = 0.05  # of mAP in a plot
 PICTURES = (".pdf", ".png", ".svg")
 SCHEMA = 2
@@ -119,12 +122,19 @@ def export_candidates(
         yield Candidate(Path(weights).name, name, file, imgsz, batch)
 
 
+def names_of(files: Sequence[Path]) -> dict[Path, str]:
+    """What to call each file: its name, or its whole path where several have that name."""
+    names = [file.name for file in files]
+    return {file: file.name if names.count(file.name) == 1 else str(file) for file in files}
+
+
 def file_candidates(
-    file: Path, names: Sequence[str], sizes: Sequence[int], batches: Sequence[int]
+    model: str, file: Path, names: Sequence[str], sizes: Sequence[int], batches: Sequence[int]
 ) -> tuple[list[Candidate], list[str]]:
     """The candidates of an exported file, and a sentence for each batch that it cannot take.
 
     Args:
+        model: what to call it.
         file: for one or more of the runtimes.
         names: runtimes to use.
         sizes: of the input, if they are free; none: what the file says.
@@ -140,7 +150,7 @@ def file_candidates(
     if not takers:
         wanted = " or ".join(LABELS[name] for name in runtimes.runtimes_of(file))
         raise ValueError(f"model must be a file for a runtime that is installed and chosen; {file} is for {wanted}.")
-    found = []
+    found: list[Candidate] = []
     left_out: dict[str, None] = {}
     for size in sizes or (None,):
         detector = Detector(file, engine=runtimes.engine_of(takers[0]), imgsz=size)
@@ -149,11 +159,9 @@ def file_candidates(
             raise ValueError(f"model must have a square input, {file} has {height}x{width}; export it again.")
         for batch in batches:
             if detector.batch_size in (None, batch):
-                found += [Candidate(file.name, name, file, height, batch) for name in takers]
+                found += [Candidate(model, name, file, height, batch) for name in takers]
             else:
-                left_out[f"{file.name} is left out with batch {batch}: it takes {detector.batch_size} at a time."] = (
-                    None
-                )
+                left_out[f"{model} is left out with batch {batch}: it takes {detector.batch_size} at a time."] = None
     return found, list(left_out)
 
 
@@ -171,7 +179,7 @@ class Labelled:
         self.images: list[str] = []
         self._data = data
         self._device = device
-        self._of_size: dict[int, LabelledImages] = {}
+        self._prepared: dict[tuple[int, tuple[str, ...]], LabelledImages] = {}
 
     def accuracy(self, candidate: Candidate, on_progress: Callable[[float], None]) -> dict[str, Any]:
         """mAP50, mAP50-95 and, of PyTorch, the recall of small, medium and large objects."""
@@ -182,10 +190,10 @@ class Labelled:
         from fastyolo.runtime import Detector
 
         engine = runtimes.engine_of(candidate.runtime)
-        if candidate.imgsz not in self._of_size:
-            names = Detector(candidate.file, engine=engine).names
-            self._of_size[candidate.imgsz] = LabelledImages(self._data, candidate.imgsz, names)
-        labelled = self._of_size[candidate.imgsz]
+        key = (candidate.imgsz, tuple(Detector(candidate.file, engine=engine).names))
+        if key not in self._prepared:
+            self._prepared[key] = LabelledImages(self._data, *key)
+        labelled = self._prepared[key]
         self.images = list(labelled.dataloader.dataset.im_files)
         done = iter(range(1, len(labelled) + 1))
         found = measure(candidate.file, labelled, lambda: on_progress(next(done) / len(labelled)), engine=engine)
@@ -241,7 +249,7 @@ def measure(
         group = [candidate for candidate in candidates if candidate.batch == batch]
         for count in threads:
             on_progress(f"latency, batch {batch}, {threads_text(count)}", 0.0)
-            times = _latencies(group, count, images, device)
+            times, product = _latencies(group, count, images, device)
             on_progress(f"memory, batch {batch}, {threads_text(count)}", 0.0)
             for candidate, time in zip(group, times, strict=True):
                 row = rows.setdefault(
@@ -251,6 +259,7 @@ def measure(
                         "imgsz": candidate.imgsz,
                         "batch": batch,
                         "threads": count,
+                        **({"matrix_product": product} if product else {}),
                         **{name: {} for name in ("latency", "images_per_s", "peak_mb", "file_mb", "accuracy")},
                     },
                 )
@@ -276,7 +285,7 @@ def measure(
 
 
 def _read(files: Sequence[str]) -> list[npt.NDArray[Any]]:
-    images = [image for image in (cv2.imread(str(file)) for file in files[:PHOTOGRAPHS]) if image is not None]
+    images = [image for file in files[:PHOTOGRAPHS] if (image := runtimes.photograph(file)) is not None]
     if not images:
         raise ValueError(f"None of the photographs can be read: {', '.join(map(str, files[:PHOTOGRAPHS]))}.")
     return images
@@ -284,14 +293,21 @@ def _read(files: Sequence[str]) -> list[npt.NDArray[Any]]:
 
 def _latencies(
     candidates: Sequence[Candidate], threads: int, images: Sequence[npt.NDArray[Any]], device: str
-) -> list[dict[str, Any]]:
-    """Percentiles and the medians of consecutive parts, in milliseconds per call, of each candidate; in turns."""
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Percentiles and the medians of consecutive parts, in milliseconds per call, of each candidate, and on a CPU of
+    the product of matrices beside them; in turns."""
     contenders: dict[str, Contender] = {}
     for index, candidate in enumerate(candidates):
         detect = candidate.load(threads, device)
         contenders[str(index)] = CpuContender([_call(detect, batch) for batch in _batches(images, candidate.batch)])
-    samples = take_turns(contenders, seconds=SECONDS * len(contenders), min_rounds=MIN_ROUNDS)
-    return [_percentiles(np.array(values) * 1e3) for values in samples.values()]
+    seconds = SECONDS * len(contenders)
+    if device == "cpu":
+        torch.set_num_threads(threads)
+        contenders[_PRODUCT] = matrix_product(torch.device(device))
+    samples = take_turns(contenders, seconds=seconds, min_rounds=MIN_ROUNDS)
+    times = {name: _percentiles(np.array(values) * 1e3) for name, values in samples.items()}
+    product = times.pop(_PRODUCT, None)
+    return [*times.values()], product
 
 
 def _batches(images: Sequence[npt.NDArray[Any]], batch: int) -> list[list[npt.NDArray[Any]]]:
@@ -325,7 +341,7 @@ def report(
         "schema": SCHEMA,
         "kind": "model",
         "weights": ", ".join(models),
-        "data": _name_of(data) if data else None,
+        "data": data_name(data) if data else None,
         "images": images,
         "device": device,
         "threads": max(threads),
@@ -337,7 +353,7 @@ def report(
     }
 
 
-def _name_of(data: str) -> str:
+def data_name(data: str) -> str:
     """coco128 of coco128.yaml and of coco128/data.yaml."""
     path = Path(data).resolve()
     return path.parent.name if path.stem == "data" else path.stem

@@ -32,7 +32,7 @@ def table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _lines(row: Mapping[str, Any]) -> Iterator[list[str]]:
-    accuracies = row.get("accuracy") or {PYTORCH: row}  # documents of schema 1 have PyTorch's in the row
+    accuracies = _accuracies(row)
     for runtime, time in row["latency"].items():
         of_runtime = {name: row.get(name, {}).get(runtime) for name in _DIGITS}
         accuracy = accuracies.get(runtime, {})
@@ -45,6 +45,12 @@ def _lines(row: Mapping[str, Any]) -> Iterator[list[str]]:
             *(_number(accuracy.get(name), 3) for name in ("mAP50-95", "mAP50")),
             *(_number(recalls.get(size, {}).get("recall"), 3) for size in _RECALL),
         ]
+
+
+def _accuracies(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """By runtime. Documents of schema 1 have PyTorch's in the row."""
+    accuracies: Mapping[str, Any] = row.get("accuracy", {PYTORCH: row})
+    return accuracies
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -70,7 +76,7 @@ def explanation(document: Mapping[str, Any]) -> str:
             " Peak: of the resident memory of a process that does nothing else, with torch for PyTorch, and for NCNN "
             "and TensorRT, which ultralytics runs."
         )
-    if document["data"]:
+    if any("recall" in accuracy for row in document["results"] for accuracy in _accuracies(row).values()):
         at = document["recall_at"]
         text += (
             " S, M, L: recall of objects below 32² pixels in the image file, below 96², and of the rest, at score "

@@ -34,13 +34,17 @@ class Roofline:
 
 def measure(device: torch.device) -> Roofline:
     """Measure in under a second, with the threads and the float32 precision that torch is set to."""
-    a, b = torch.rand(2, _SIDE, _SIDE, device=device)
     source = torch.ones(_BYTES // 4, device=device)
     target = torch.empty_like(source)
-    product, copy = lambda: a @ b, lambda: target.copy_(source)
-    contenders = {"product": _contender(product, device), "copy": _contender(copy, device)}
+    contenders = {"product": matrix_product(device), "copy": _contender(lambda: target.copy_(source), device)}
     best = {name: min(samples) for name, samples in take_turns(contenders, seconds=0.3, min_rounds=5).items()}
     return Roofline(2 * _SIDE**3 / best["product"], 2 * _BYTES / best["copy"])
+
+
+def matrix_product(device: torch.device) -> Contender:
+    """Of two float32 matrices: 2 * _SIDE^3 operations."""
+    a, b = torch.rand(2, _SIDE, _SIDE, device=device)
+    return _contender(lambda: a @ b, device)
 
 
 def _contender(call: Callable[[], Any], device: torch.device) -> Contender:

@@ -62,10 +62,10 @@ def why_not(name: str, *, export: bool) -> str | None:
 
     Args:
         name: one of NAMES.
-        export: whether a checkpoint has to be exported for it.
+        export: whether a checkpoint has to be exported for it; False: there is none.
     """
     if name == PYTORCH:
-        return None
+        return None if export else "it runs a checkpoint, which --weights names"
     runtime = RUNTIMES[name]
     for package in (*runtime.packages, *(runtime.exporters if export else ())):
         if installed_version(package) is None:
@@ -115,7 +115,7 @@ def load(
         name: one of NAMES.
         file: checkpoint for PyTorch, or a file or folder that the runtime takes.
         imgsz: side of the square that images are letterboxed to; None: what the file says.
-        threads: cores to use.
+        threads: cores to use; PyTorch's number is set for the process.
         device: of PyTorch.
         batch: images per call.
     """
@@ -132,18 +132,31 @@ def load(
     model = accelerate(YOLO(file))
     LOGGER.setLevel(level)
     predictor = predictor_of(model, imgsz=imgsz, rect=False, device=device, batch=batch, verbose=False, save=False)
+    torch.set_num_threads(threads)  # which the predictor has set to a number of its own
+    return lambda images: predictor(source=list(images))
 
-    def detect(images: Images) -> Any:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        return predictor(source=list(images))
 
-    return detect
+def photograph(file: str | Path) -> npt.NDArray[Any] | None:
+    """An image file, padded to a square; None: it cannot be read.
+
+    Detectors with free sizes cut the padding of a wide image, and would have less to compute than the others.
+    """
+    import cv2
+
+    image = cv2.imread(str(file))
+    if image is None:
+        return None
+    height, width = image.shape[:2]
+    side = max(height, width)
+    return cv2.copyMakeBorder(image, 0, side - height, 0, side - width, cv2.BORDER_CONSTANT)
 
 
 def num_bytes(file: Path) -> int:
-    """Of a file, or of all files of a folder."""
-    return sum(path.stat().st_size for path in file.rglob("*")) if file.is_dir() else file.stat().st_size
+    """Of a file, with OpenVINO's weights beside its .xml, or of all files of a folder."""
+    if file.is_dir():
+        return sum(path.stat().st_size for path in file.rglob("*") if path.is_file())
+    parts = (file, file.with_suffix(".bin")) if file.suffix.lower() == ".xml" else (file,)
+    return sum(path.stat().st_size for path in parts)
 
 
 def cores() -> int:

@@ -152,6 +152,7 @@ def ops(
         from fastyolo.bench import ops as bench
         from fastyolo.bench.cases import CASES, WIDTHS, Choice, Inputs
         from fastyolo.bench.roofline import measure
+        from fastyolo.bench.runtimes import cores
 
         target = torch.device(device.value)
         if target.type == "cuda" and not torch.cuda.is_available():
@@ -174,7 +175,7 @@ def ops(
             console.print(f"{reason}, so its times are left out.")
         with_maps = {"decode_nms", "multiclass_nms"}.intersection(names)
         maps, maps_source = _maps(weights, images) if with_maps else (None, "synthetic inputs")
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads or cores())
         inputs = Inputs(target, torch.float16 if target.type == "cuda" else torch.float32, maps)
         roofline = measure(target)
         with progress_bar(console) as progress:
@@ -252,7 +253,10 @@ def model(
         typer.Option("--markdown", metavar="FILE", dir_okay=False, callback=writable, help="Write the table here."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw speed against accuracy here.")
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", dir_okay=False, callback=writable, help="Draw speed against accuracy here."
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -274,22 +278,18 @@ def model(
         counts = sorted({*(threads or [runtimes.cores()])})
         files = list(dict.fromkeys(models or ()))
         checkpoint = weights or (None if files else "yolov8n.pt")
-        chosen = [item.value for item in runtime] if runtime else list(runtimes.NAMES)
+        chosen = [item.value for item in runtime or ()] or list(runtimes.NAMES if checkpoint else runtimes.RUNTIMES)
         if checkpoint:
             bench.check_sizes(load_detector(checkpoint, device, half=False, stock=False), sizes)
-        elif chosen == [runtimes.PYTORCH]:
-            raise typer.BadParameter("PyTorch runs a checkpoint; give one with --weights.", param_hint="--runtime")
         import torch
 
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
         console = Console(highlight=False)
         usable, left_out = bench.available(chosen, checkpoint=checkpoint is not None)
-        if checkpoint is None and runtimes.PYTORCH in usable:
-            usable.remove(runtimes.PYTORCH)
         for sentence in left_out:
             console.print(sentence)
         if not usable:
-            raise ValueError("runtime (--runtime) must be one that is installed here. " + " ".join(left_out))
+            raise ValueError("runtime (--runtime) must be one that can be measured here. " + " ".join(left_out))
         with progress_bar(console) as progress, tempfile.TemporaryDirectory() as folder:
             task = progress.add_task("bench", total=1.0)
 
@@ -297,8 +297,8 @@ def model(
                 progress.update(task, description=what, completed=share)
 
             candidates = []
-            for file in files:
-                found, sentences = bench.file_candidates(file, usable, sizes, batches)
+            for file, name in bench.names_of(files).items():
+                found, sentences = bench.file_candidates(name, file, usable, sizes, batches)
                 candidates += found
                 left_out += sentences
                 for sentence in sentences:
@@ -330,9 +330,11 @@ def model(
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        for column in table.columns:
-            column.no_wrap = True
-            column.justify = "left" if column.header in model_table.NAMES else "right"
+        for column, cells in zip(table.columns, zip(*lines, strict=True), strict=True):
+            is_name = column.header in model_table.NAMES
+            column.justify = "left" if is_name else "right"
+            column.overflow = "fold"
+            column.min_width = None if is_name else max(map(len, cells))  # a narrow terminal cuts no number
         for line in lines:
             table.add_row(*line)
         console.print(table)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 BASELINE = "yolov8s.pt"
 IMGSZ = 640
 
-_RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-
 
 class Skippable(str, Enum):
     baseline = "baseline"
@@ -81,7 +79,12 @@ def compress(
         ),
     ] = None,
     skip: Annotated[
-        list[Skippable] | None, typer.Option("--skip", metavar="STAGE", help="Stage to leave out; repeatable.")
+        list[Skippable] | None,
+        typer.Option(
+            "--skip",
+            metavar="STAGE",
+            help="Leave out baseline, light, distilled, pruned, int8 or verify; repeatable.",
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -143,8 +146,8 @@ def compress(
 ) -> None:
     """Make a detector for your data small and fast: baseline, light model, distillation, pruning, INT8, report.
 
-    What was interrupted goes on when the command is repeated. The exit status is 1 if a stage failed, a file departs
-    from its checkpoint, or a target is missed; there is a report all the same.
+    What was interrupted goes on when the command is repeated. The exit status is 1 if a stage fails, a target is
+    missed, a format cannot be written, or a file to ship departs from its checkpoint; there is a report all the same.
     """
     console = Console(highlight=False, soft_wrap=True)
     with reporting(debug):
@@ -231,14 +234,15 @@ def _progress(console: Console) -> Iterator[Progress]:
 
 def _print(console: Console, summary: Summary, folder: Path) -> None:
     from fastyolo.compress.pipeline.run import REPORT
+    from fastyolo.compress.report.words import RUNTIMES
 
     runtimes = sorted({runtime for stage in summary.stages for runtime in stage.latency})
     table = Table(
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{summary.data.name}, {summary.settings['imgsz']} pixels"
     )
     table.add_column("stage", no_wrap=True)
-    latencies = [f"{_RUNTIMES[name]}, ms" for name in runtimes]
-    for column in ("params, M", "GFLOPs", "MB", *latencies, "mAP50", "mAP50-95"):
+    latencies = ["\n".join((*RUNTIMES[name].split(), "ms")) for name in runtimes]  # to fit into 80 columns
+    for column in ("params\nM", "GFLOPs", "MB", *latencies, "mAP50", "mAP50-95"):
         table.add_column(column, justify="right")
     for stage in summary.stages:
         if stage.checkpoint:

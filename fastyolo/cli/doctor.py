@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -26,6 +26,9 @@ from fastyolo.cli.common import (
     writable,
 )
 from fastyolo.diagnose.doctor.findings import Report
+
+if TYPE_CHECKING:
+    from fastyolo.diagnose.doctor.samples import Description, Settings
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _ROWS = 10  # classes in the table of a model
@@ -112,27 +115,6 @@ def doctor(
     with reporting(debug):
         _check(data, weights, deployed, run, collect)
         report = Report()
-        images: list[str] = []
-        if data:
-            from fastyolo.diagnose.doctor.samples import Settings
-            from fastyolo.integrations.ultralytics.acceleration import LOGGER
-
-            LOGGER.setLevel("WARNING")
-            model = _model(weights, imgsz, device, iou=iou, max_det=max_det) if weights else None
-            settings = Settings(imgsz=imgsz or 640, max_det=max_det, min_objects=min_objects, conf=conf)
-            report, images = _examine(console, data, settings, model, collect, collect_limit)
-        if deployed:
-            from fastyolo.diagnose.doctor import deployment
-
-            with console.status("deployed model") as status:
-                found = deployment.examine(
-                    str(weights),
-                    deployed,
-                    images[: deployment.IMAGES],
-                    lambda name: status.update(f"deployed model: {escape(name)}"),
-                )
-            report.add(found.findings)
-            report.facts |= found.facts
         if run:
             from fastyolo.diagnose.doctor.run import examine
             from fastyolo.integrations.ultralytics.doctor import arguments
@@ -140,6 +122,28 @@ def doctor(
             of_run = examine(run, arguments(run))
             report.add(of_run.findings)
             report.facts["run"] = of_run.facts
+        description = _description(data, collect) if data else None
+        if deployed:
+            from fastyolo.diagnose.doctor import deployment
+
+            images = description.splits.get("val", ())[: deployment.IMAGES] if description else ()
+            with console.status("deployed model") as status:
+                found = deployment.examine(
+                    str(weights),
+                    deployed,
+                    [pair.image for pair in images],
+                    lambda name: status.update(f"deployed model: {escape(name)}"),
+                )
+            report.add(found.findings)
+            report.facts |= found.facts
+        if description:
+            from fastyolo.diagnose.doctor.samples import Settings
+
+            model = _model(weights, imgsz, device, iou=iou, max_det=max_det) if weights else None
+            settings = Settings(imgsz=imgsz or 640, max_det=max_det, min_objects=min_objects, conf=conf)
+            of_data = _examine(console, description, settings, model, collect, collect_limit)
+            report.add(of_data.findings)
+            report.facts |= of_data.facts
         if json:
             write_json(json, report.to_json())
         _print(console, report)
@@ -176,18 +180,25 @@ def _model(weights: Path, imgsz: int | None, device: str | None, **settings: Any
     return ExaminedModel(load_detector(str(weights), device, half=False, stock=False), imgsz, device=device, **settings)
 
 
-def _examine(
-    console: Console, data: Path, settings: Any, model: Any, collect: Path | None, limit: int
-) -> tuple[Report, list[str]]:
-    """The report, and the validation images."""
-    from dataclasses import replace
-
-    from fastyolo.diagnose.doctor import dataset, hard_cases
+def _description(data: Path, collect: Path | None) -> Description:
+    from fastyolo.diagnose.doctor import hard_cases
+    from fastyolo.integrations.ultralytics.acceleration import LOGGER
     from fastyolo.integrations.ultralytics.doctor import describe
 
+    LOGGER.setLevel("WARNING")
     description = describe(data)
     if collect:
         hard_cases.check(collect, description.names)
+    return description
+
+
+def _examine(
+    console: Console, description: Description, settings: Settings, model: Any, collect: Path | None, limit: int
+) -> Report:
+    from dataclasses import replace
+
+    from fastyolo.diagnose.doctor import dataset, hard_cases
+
     if model:
         settings = replace(settings, imgsz=model.imgsz, strides=model.strides)
     with progress_bar(console) as bar:
@@ -201,7 +212,7 @@ def _examine(
             found.samples, collect, description.names, weights=model.name, conf=settings.conf, limit=limit
         )
         report.facts["collected"] = {"folder": str(collect), "new": new}
-    return report, [pair.image for pair in description.splits.get("val", ())]
+    return report
 
 
 def _print(console: Console, report: Report) -> None:

@@ -75,6 +75,10 @@ def val(
     with reporting(debug):
         if history_plot and not history:
             raise typer.BadParameter("there is no log to plot; name it with --history.", param_hint="--history-plot")
+        if history:
+            from fastyolo.diagnose.history import check
+
+            check(history)
         model = load_detector(weights, device, half, stock)
         from fastyolo.integrations.ultralytics.acceleration import is_accelerated
 
@@ -160,13 +164,14 @@ def _keep(
     from fastyolo.integrations.ultralytics.labelled import fingerprint
 
     described = {"name": data, "split": split, "fingerprint": fingerprint(dataset)}
-    history.append(log, history.entry(Path(model.ckpt_path), described, settings, metrics, by_class))
-    entries = history.read(log)
-    if earlier := history.before(entries):
-        change = entries[-1]["metrics"]["mAP50-95"] - earlier["metrics"]["mAP50-95"]
+    result = history.entry(Path(model.ckpt_path), described, settings, metrics, by_class)
+    entries = history.read(log) if log.exists() else []
+    history.append(log, result)
+    if earlier := history.comparable(entries, result):
+        change = metrics["mAP50-95"] - earlier["metrics"]["mAP50-95"]
         console.print(
             f"mAP50-95 {change:+.4f} against {history.short_name(earlier)} of {earlier['date'][:10]}", markup=False
         )
     if plot:
-        history.draw(entries, plot)
+        history.draw([*entries, result], plot)
         console.print(str(plot), markup=False)

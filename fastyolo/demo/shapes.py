@@ -74,7 +74,8 @@ def _write_split(folder: Path, split: str, count: int, random: Random) -> None:
             low, high = corners.min(0) / SIZE, corners.max(0) / SIZE
             lines.append(" ".join(map(str, (label, *((low + high) / 2).round(6), *(high - low).round(6)))) + "\n")
         noisy = (image + random.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
-        cv2.imwrite(str(images / f"{number:03}.png"), noisy)
+        if not cv2.imwrite(file := str(images / f"{number:03}.png"), noisy):
+            raise OSError(f"{file} could not be written; look at the space that is left.")
         (labels / f"{number:03}.txt").write_text("".join(lines), encoding="utf-8")
 
 

@@ -20,7 +20,12 @@ from fastyolo._files import replacing
 
 METRICS = ("mAP50-95", "mAP50")  # that are plotted
 
-_FIELDS = {"date": str, "weights": dict, "data": dict, "settings": dict, "metrics": dict}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "weights": {"name": str},
+    "data": dict.fromkeys(("name", "split", "fingerprint"), str),
+    "settings": {"imgsz": int},
+    "metrics": dict.fromkeys(METRICS, int | float),
+}  # that are read again
 
 
 def entry(
@@ -32,14 +37,16 @@ def entry(
 ) -> dict[str, Any]:
     """
     Args:
-        weights: file of the model.
+        weights: file of the model, or the folder of an exported one.
         data: name, split and fingerprint of the data set.
         settings: of the validation, such as imgsz.
         metrics: mAP50-95, mAP50, precision and recall.
         by_class: AP50-95 of each class that has objects.
     """
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
+    digest = hashlib.sha256()
+    for file in sorted(weights.rglob("*")) if weights.is_dir() else [weights]:
+        if file.is_file():
+            digest.update(file.read_bytes())
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "weights": {"name": str(weights), "sha256": digest.hexdigest()},
@@ -48,6 +55,18 @@ def entry(
         "metrics": dict(metrics),
         "AP50-95": dict(by_class),
     }
+
+
+def check(file: Path) -> None:
+    """
+    Raises:
+        ValueError: the file holds something else than results.
+    """
+    if file.exists() and (lines := _lines(file)) and not any(map(_entry, lines)):
+        raise ValueError(
+            f"history (--history) must be a new file or a log of results, and {file} holds something else; name "
+            "another one."
+        )
 
 
 def append(file: Path, result: Mapping[str, Any]) -> None:
@@ -66,7 +85,7 @@ def append(file: Path, result: Mapping[str, Any]) -> None:
 
 def read(file: Path) -> list[dict[str, Any]]:
     """The entries; lines that are none are left out with a warning."""
-    found = list(map(_entry, file.read_text(encoding="utf-8", errors="replace").splitlines()))
+    found = list(map(_entry, _lines(file)))
     if broken := [number for number, result in enumerate(found, 1) if result is None]:
         warnings.warn(
             f"{file} has lines that are no results and are passed over, first line {broken[0]}.", stacklevel=2
@@ -74,18 +93,24 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [result for result in found if result is not None]
 
 
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
 def _entry(line: str) -> dict[str, Any] | None:
     try:
         result = json.loads(line)
-        return result if all(isinstance(result[field], kind) for field, kind in _FIELDS.items()) else None
+        known = isinstance(result["date"], str) and all(
+            isinstance(result[field][name], kind) for field, kinds in _FIELDS.items() for name, kind in kinds.items()
+        )
+        return result if known else None
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def before(entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The latest entry that the last one can be compared with."""
-    *others, last = entries
-    return next((other for other in reversed(others) if _series(other) == _series(last)), None)
+def comparable(entries: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The latest entry that a result can be compared with."""
+    return next((other for other in reversed(entries) if _series(other) == _series(result)), None)
 
 
 def _series(result: Mapping[str, Any]) -> str:

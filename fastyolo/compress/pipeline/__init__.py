@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,8 @@ def compress(
         ModuleNotFoundError: a package is missing.
         TypeError: an argument is of another type.
         ValueError: an argument is not as above; the data set, which `fastyolo doctor` examines, is refused by the
-            trainer; the baseline has other classes; or the folder holds something else or stages of other arguments.
+            trainer; the baseline has other classes; or the folder holds something else or stages of other arguments,
+            or another process is at work in it.
     """
     _check(skip, epochs, max_epochs, flops, target_latency, target_size, runtime, int8, formats)
     paths = {"data": data, "weights": weights, "model": model, "light": light, "save_dir": save_dir}
@@ -138,7 +140,7 @@ def compress(
         threads=_threads(threads),
         training=dict(training or {}),
     )
-    run.check(options, state)
+    run.check(options, state, shared=max_epochs is not None)
     return run.run(options, state, known, say, on_progress, debug=debug)
 
 
@@ -163,11 +165,11 @@ def _check(
     for name, count in (("epochs", epochs), ("max_epochs", max_epochs)):
         if count is not None:
             _arguments.integer(name, count, 1)
-    if not 0 < _arguments.number("flops", flops, 0.0, 1.0) < 1:
+    if not 0 < _arguments.number("flops", flops, -inf, inf) < 1:
         raise ValueError(f"flops must be a share between 0 and 1, got {flops:g}.")
     for name, target in (("target_latency", target_latency), ("target_size", target_size)):
-        if target is not None and not _arguments.number(name, target, 0.0, float("inf")) > 0:
-            raise ValueError(f"{name} must be above 0, got {target:g}.")
+        if target is not None and not 0 < _arguments.number(name, target, -inf, inf) < inf:
+            raise ValueError(f"{name} must be a number above 0, got {target:g}.")
     for name, choice, known in (("runtime", runtime, RUNTIMES), ("int8", int8, ("qat", "ptq"))):
         if choice not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {choice!r}.")
@@ -261,15 +263,15 @@ def _light(light: str | Path | None, baseline: str | Path, skip: frozenset[str])
 def _data(data: str, arguments: Mapping[str, Any]) -> Data:
     import hashlib
 
+    from fastyolo.bench.model import data_name
     from fastyolo.compress.pipeline.summary import Data
     from fastyolo.integrations.ultralytics.splits import read
 
     names, splits = read(data, arguments)
     train, val = splits["train"], splits["val"]
     shown = [file for file, objects in zip(val.images, val.objects, strict=True) if objects]
-    path = Path(data)
     return Data(
-        name=path.resolve().parent.name if path.stem == "data" else path.stem,
+        name=data_name(data),
         path=data,
         classes=names,
         train_images=len(train.images),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from fastyolo._files import write_json
 from fastyolo.compress import accuracy
 from fastyolo.compress.pipeline.latency import runtimes, take_times
 from fastyolo.compress.pipeline.quiet import quiet
@@ -22,6 +24,8 @@ from fastyolo.diagnose import IncomparableError, verify
 from fastyolo.export import Format, export, target_of
 from fastyolo.integrations.ultralytics.export import load
 from fastyolo.integrations.ultralytics.labelled import LabelledImages
+
+LATENCIES = "latency.json"
 
 _PURPOSES = {
     "onnx": "float32, for ONNX Runtime, OpenVINO and fastyolo.runtime",
@@ -168,25 +172,29 @@ class Files:
         return replace(file, accuracy=Accuracy(**known))
 
     def _timed(self, files: Mapping[str, tuple[File, ...]]) -> dict[str, tuple[File, ...]]:
-        """With the latencies of one measurement of all of them."""
+        """With the latencies of one measurement of all of them.
+
+        They are in a file of their own, so that who deletes it has them measured again, say on a quieter machine.
+        """
         options = self._options
         models = [file for some in files.values() for file in some if file.format == "onnx"]
+        kept = self._state.folder / LATENCIES
         wanted = [(file.path, runtime) for file in models for runtime in _runtimes_of(file) if runtime in runtimes()]
 
         def work() -> Result:
             runs = {(path, runtime): (self._state.folder / path, runtime) for path, runtime in wanted}
             times = take_times(runs, options.imgsz, options.threads)
-            return {"times": [[*key, asdict(_latency(samples))] for key, samples in times.items()], "files": []}
+            write_json(kept, [[*key, asdict(_latency(samples))] for key, samples in times.items()])
+            return {"files": [LATENCIES]}
 
-        record = self._state.once(
-            "latency",
+        self._state.once(
+            "latencies",
             work,
             arguments={"imgsz": options.imgsz, "threads": options.threads, "runs": [list(run) for run in wanted]},
             inputs={file.path: file.sha256 or "" for file in models},
         )
-        assert record.result is not None
         found: dict[str, dict[Runtime, Latency]] = {}
-        for path, runtime, latency in record.result["times"]:
+        for path, runtime, latency in json.loads(kept.read_text(encoding="utf-8")):
             found.setdefault(path, {})[runtime] = Latency(**latency)
         return {
             stage: tuple(replace(file, latency=found.get(file.path, {})) for file in some)

@@ -32,6 +32,13 @@ def run(
     options: Options, state: State, data: Data, say: Callable[[str], None], on_progress: Progress, *, debug: bool
 ) -> Summary:
     """As `fastyolo.compress.compress`, whose arguments are checked."""
+    with state.locked():
+        return _run(options, state, data, say, on_progress, debug=debug)
+
+
+def _run(
+    options: Options, state: State, data: Data, say: Callable[[str], None], on_progress: Progress, *, debug: bool
+) -> Summary:
     stages = Stages(options, state, say)
     outcomes = stages.run(debug=debug)
     exports = Files(options, state, data, stages.models, say, on_progress)
@@ -55,15 +62,19 @@ def run(
     return found
 
 
-def check(options: Options, state: State) -> None:
+def check(options: Options, state: State, *, shared: bool) -> None:
     """Refuse a folder in which stages were made with other arguments.
+
+    Args:
+        shared: whether the epochs come from `max_epochs`.
 
     Raises:
         ValueError: with the names of the arguments.
     """
+    remarks = {"epochs": "max_epochs is shared among the stages that train, so skip the same ones."} if shared else {}
     for stage in STAGES:
         if options.wants(stage) and not (stage == "baseline" and options.weights):
-            state.check(stage, arguments_of(stage, options))
+            state.check(stage, arguments_of(stage, options), remarks)
 
 
 def _stage(outcome: Outcome, options: Options, state: State, files: tuple[File, ...]) -> Stage:
@@ -94,7 +105,8 @@ def _targets(options: Options, stages: Sequence[Stage]) -> tuple[Target, ...]:
     """What became of the targets, in the file that ships for the runtime."""
     last = next(stage for stage in reversed(stages) if stage.files)
     file = next((file for file in last.files if options.runtime in file.latency), last.files[0])
-    remark = next(stage.note for stage in stages if stage.name == "pruned")
+    pruned = next(stage for stage in stages if stage.name == "pruned")
+    remark = pruned.note if options.wants("pruned") else "Nothing was pruned for it, by request."
     targets = []
     if options.target_size is not None:
         size = file.bytes / 1e6

@@ -70,7 +70,7 @@ def _targets_of(options: Options) -> dict[str, Any]:
     names = ["flops", "runtime", "target_latency", "target_size"]
     if options.target_latency is not None:
         names.append("threads")
-    return {name: getattr(options, name) for name in names}
+    return {**{name: getattr(options, name) for name in names}, "skip int8": not options.wants("int8")}
 
 
 class Stages:
@@ -211,7 +211,7 @@ class Stages:
         record = self._state.once(
             "amount",
             lambda: find(self._current, options, self._say).as_result(),
-            arguments={**_targets_of(options), "imgsz": options.imgsz, "int8": options.wants("int8")},
+            arguments={**_targets_of(options), "imgsz": options.imgsz},
             inputs=self._inputs("pruned"),
             before=lambda again: self._say("pruned: looking for the amount that meets the targets"),
         )
@@ -261,9 +261,11 @@ class Stages:
 
 def duration(seconds: float) -> str:
     """For readers."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _training_of(stage: str, options: Options) -> dict[str, Any]:

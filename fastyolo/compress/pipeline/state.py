@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from typing import Any
 from fastyolo import _files
 
 FILE = "state.json"
+LOCK = ".lock"
+
+_DIGESTS = ("data", "weights")  # arguments whose values say nothing to a reader
 
 Result = dict[str, Any]
 
@@ -56,33 +61,65 @@ class State:
         self._file = folder / FILE
         self._records: dict[str, Record] = {}
         if self._file.exists():
-            kept = json.loads(self._file.read_text(encoding="utf-8"))
-            self._records = {name: Record(**record) for name, record in kept.items()}
-        elif folder.exists() and any(folder.iterdir()):
-            raise ValueError(
-                f"save_dir must be new, empty or the folder of a run of fastyolo compress, and {folder} holds "
-                f"something else; choose another folder."
-            )
+            try:
+                kept = json.loads(self._file.read_text(encoding="utf-8"))
+                self._records = {name: Record(**record) for name, record in kept.items()}
+            except (ValueError, TypeError, AttributeError) as error:
+                raise self._foreign() from error
+        elif folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
+            raise self._foreign()
+
+    def _foreign(self) -> ValueError:
+        return ValueError(
+            f"save_dir must be new, empty or the folder of a run of fastyolo compress, and {self.folder} holds "
+            f"something else; choose another folder."
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder, which is made if there is none.
+
+        Raises:
+            ValueError: another process is at work in it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"save_dir must be a folder in which no other fastyolo compress is at work, and one is in "
+                    f"{self.folder}; wait for its end or choose another folder."
+                ) from error
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # which processes that were forked meanwhile would go on holding
 
     def relative(self, path: Path) -> str:
         """A path in the folder of the run relative to it; another one as it is."""
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)
 
-    def check(self, name: str, arguments: Mapping[str, Any]) -> None:
+    def check(self, name: str, arguments: Mapping[str, Any], remarks: Mapping[str, str]) -> None:
         """Refuse other arguments for what is done or has cost a training already.
 
+        Args:
+            remarks: by argument, what else there is to say where it is another.
+
         Raises:
-            ValueError: with the names of the arguments.
+            ValueError: with the names of the arguments and their values before and now.
         """
         record, place = self._records.get(name), self.folder / name
         if record is None or not (record.result or any(place.rglob("weights/*.pt"))):
             return
         names = record.arguments.keys() | arguments.keys()
         if changed := sorted(key for key in names if record.arguments.get(key) != arguments.get(key)):
+            values = ", ".join(_change(key, record.arguments.get(key), arguments.get(key)) for key in changed)
+            remark = "".join(f" {remarks[key]}" for key in changed if key in remarks)
             raise ValueError(
                 f"save_dir must be the folder of a run with the same arguments, and in {self.folder} the stage "
-                f"{name!r} has other values of {', '.join(changed)}; choose another folder, repeat these, or delete "
-                f"{place} to have the stage done again."
+                f"{name!r} has other values of {values}; choose another folder, repeat these, or delete {place} to "
+                f"have the stage done again.{remark}"
             )
 
     def once(
@@ -110,7 +147,8 @@ class State:
         before(record is not None and record.result is not None)
         if not (record and same and record.result is None):
             record = wanted
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            if (place := self.folder / name).exists():
+                shutil.rmtree(place)
         self._records[name] = record
         self._write()
         start = time.monotonic()
@@ -123,6 +161,17 @@ class State:
 
     def _write(self) -> None:
         _files.write_json(self._file, {name: asdict(record) for name, record in self._records.items()})
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    return name if name in _DIGESTS else f"{name} ({_plain(before)}, not {_plain(now)})"
+
+
+def _plain(value: Any) -> str:
+    """A JSON value for readers."""
+    if isinstance(value, list):
+        return " and ".join(map(str, value)) or "nothing"
+    return "unset" if value is None else str(value)
 
 
 def digest(path: Path) -> str:

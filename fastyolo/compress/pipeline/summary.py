@@ -228,10 +228,20 @@ class Summary:
         ]
         departing = [
             f"{file.path} does not compute what its checkpoint computes. {file.verification.note}"
+            f"{self._beside_float32(file)}"
             for file in self.ships
             if file.verification and file.verification.verdict == "departs"
         ]
         return (*failed, *missed, *self.unwritten, *departing)
+
+    def _beside_float32(self, file: File) -> str:
+        """The accuracy of an INT8 file and of the model in float32, which tells how much a departure matters."""
+        others = [other for other in self.ships if other.precision == "float32" and other.accuracy]
+        if file.precision != "int8" or file.accuracy is None or not others:
+            return ""
+        (other, *_) = others
+        assert other.accuracy is not None
+        return f" Its mAP50-95 is {file.accuracy.map50_95:.3f}, that of {other.path} {other.accuracy.map50_95:.3f}."
 
     def as_dict(self) -> dict[str, Any]:
         """As summary.json has it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fastyolo._files import replacing
+from fastyolo.compress.pipeline.stages import duration
 from fastyolo.compress.pipeline.summary import Summary
 from fastyolo.compress.report import charts, command, examples, words
 
@@ -26,6 +27,7 @@ def write(summary: Summary, path: Path) -> None:
     page = jinja.get_template("report.html").render(
         summary=summary,
         words=words,
+        duration=duration,
         runtimes=words.runtimes(summary),
         area=charts,
         score=examples.SCORE,

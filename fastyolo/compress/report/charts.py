@@ -6,7 +6,6 @@ Sizes are in the pixels of a chart that is shown at the width of a telephone, so
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fastyolo.compress.pipeline.summary import Summary
 from fastyolo.compress.report.words import RUNTIMES
+from fastyolo.diagnose.doctor.run import read_results
 
 WIDTH, HEIGHT = 340, 240
 LEFT, RIGHT, TOP, BOTTOM = 44, 328, 12, 200  # of the area of the data
@@ -132,10 +132,7 @@ class _Curve:
 
 def _history(file: Path) -> History:
     """The rows of a run's results.csv; none if the file is gone."""
-    if not file.exists():
-        return []
-    with file.open(encoding="utf-8", newline="") as lines:
-        return [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
+    return read_results(file) if file.exists() else []
 
 
 def _loss(row: dict[str, float], split: str) -> float | None:
@@ -151,7 +148,7 @@ def _chart(title: str, x_title: str, curves: Sequence[_Curve], *, named: bool = 
     columns, rows = zip(*(point for curve in curves for point in curve.points), strict=True)
     room = _ROOM * (max(rows) - min(rows))
     x_scale = _Scale((0, *columns), LEFT, RIGHT, whole=not named)
-    y_scale = _Scale((min(rows) - room, max(rows) + room) if named else (0, *rows), BOTTOM, TOP)
+    y_scale = _Scale((max(min(rows) - room, 0), max(rows) + room) if named else (0, *rows), BOTTOM, TOP)
     lines = [
         Line(
             curve.stage,

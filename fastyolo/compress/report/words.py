@@ -74,7 +74,7 @@ def quantities(summary: Summary) -> list[Quantity]:
         Quantity("Parameters", "M", lambda stage: _scaled(stage.parameters, 1e6)),
         Quantity("FLOPs", "G", lambda stage: _scaled(stage.flops, 1e9)),
         Quantity("Size", "MB", lambda stage: _scaled(stage.bytes, 1e6)),
-        *(Quantity(f"Latency in {name}", "ms", _latency(runtime)) for runtime, name in RUNTIMES.items()),
+        *(Quantity(name, "ms", _latency(runtime)) for runtime, name in RUNTIMES.items()),
         Quantity("mAP50", "", lambda stage: stage.accuracy.map50 if stage.accuracy else None, accuracy=True),
         Quantity("mAP50-95", "", lambda stage: stage.accuracy.map50_95 if stage.accuracy else None, accuracy=True),
     ]
@@ -105,16 +105,16 @@ def result(summary: Summary) -> str:
             ("needs", "FLOPs", last.flops, first.flops),
             ("takes", "bytes", last.bytes, first.bytes),
         )
-        if now and before
+        if now and before and _change(now, before)
     ]
-    sentences = [f"The model to ship {', '.join(costs[:-1])} and {costs[-1]} than the baseline."]
+    sentences = [f"The model to ship {_row(costs)} than the baseline."] if costs else []
     speeds = [
-        f"{first.latency[runtime].median_ms / last.latency[runtime].median_ms:.2g} times as fast in {name}"
+        f"{first.latency[runtime].median_ms / last.latency[runtime].median_ms:.1f} times as fast in {name}"
         for runtime, name in RUNTIMES.items()
         if runtime in first.latency and runtime in last.latency
     ]
     if speeds:
-        sentences.append(f"It is {' and '.join(speeds)}.")
+        sentences.append(f"It is {' and '.join(speeds)} as the baseline.")
     if first.accuracy and last.accuracy:
         map50 = _compared(last.accuracy.map50, first.accuracy.map50)
         map50_95 = _compared(last.accuracy.map50_95, first.accuracy.map50_95)
@@ -124,9 +124,9 @@ def result(summary: Summary) -> str:
 
 @dataclass(frozen=True)
 class Remark:
-    """A sentence on something that was asked for."""
+    """A sentence on something that was asked for; `good` is None if nobody knows."""
 
-    good: bool
+    good: bool | None
     text: str
 
 
@@ -147,9 +147,7 @@ def remarks(summary: Summary) -> list[Remark]:
         unknown = ", ".join(
             file.path for file, verdict in zip(summary.ships, verdicts, strict=True) if verdict == "unknown"
         )
-        found.append(
-            Remark(False, f"Whether a file computes what its checkpoint does was not found out for {unknown}.")
-        )
+        found.append(Remark(None, f"Whether a file computes what its checkpoint does was not found out for {unknown}."))
     elif verdicts and "departs" not in verdicts:
         found.append(Remark(True, "Every file to ship computes what its checkpoint computes."))
     return found
@@ -199,14 +197,6 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     ]
 
 
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def significant(value: float) -> str:
     """With three significant digits, and no exponent."""
     decimals = max(2 - math.floor(math.log10(value)), 0) if value > 0 else 0
@@ -221,13 +211,26 @@ def _scaled(value: int | None, unit: float) -> float | None:
     return None if value is None else value / unit
 
 
+def _change(now: int, before: int) -> int:
+    """In percent."""
+    return round(100 * (now / before - 1))
+
+
 def _percent(now: int, before: int) -> str:
-    change = round(100 * (now / before - 1))
+    change = _change(now, before)
     return f"{abs(change)}{_PERCENT} {'more' if change > 0 else 'fewer'}"
 
 
+def _row(clauses: list[str]) -> str:
+    *others, last = clauses
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def _compared(now: float, before: float) -> str:
-    return f"{now:.3f} ({abs(now - before):.3f} {'higher' if now >= before else 'lower'})"
+    change = round(now - before, 3)
+    if not change:
+        return f"{now:.3f} (the same)"
+    return f"{now:.3f} ({abs(change):.3f} {'higher' if change > 0 else 'lower'})"
 
 
 def _plain(value: Any) -> str:

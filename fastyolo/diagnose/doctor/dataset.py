@@ -71,7 +71,6 @@ def examine(
 def _read(description: Description, model: Model | None, progress: Callable[[int, int], None]) -> Iterator[Sample]:
     """Each file once, though splits may share it."""
     pairs = {pair.image: pair.labels for split in description.splits.values() for pair in split}
-    classes = len(description.names) or None
     show = _showing(model, description) if model else {}
 
     def files(pair: tuple[str, str]) -> _Files:
@@ -81,7 +80,7 @@ def _read(description: Description, model: Model | None, progress: Callable[[int
             image = read_image(file, lambda content: found.extend(find(content)))
         else:
             image = read_image(file)
-        return _Files(image, read_labels(labels, classes), found[0] if found else None)
+        return _Files(image, read_labels(labels, len(description.names)), found[0] if found else None)
 
     read: dict[str, _Files] = {}
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:

@@ -119,4 +119,4 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 def share(part: int, whole: int) -> str:
     """In percent."""
     percent = 100 * part / whole if whole else 0.0
-    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
+    return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.2g}%"

@@ -3,11 +3,12 @@
 
     DIR/data.yaml       as ultralytics reads it, all images for training and for validation
     DIR/images/         copies, named by their content, so that none is there twice
-    DIR/labels/         of the labels; those that are there already are left as they are, since they may be corrected
+    DIR/labels/         of the labels; they and data.yaml stay as they are once there, since they may be corrected
     DIR/reasons.json    for each image its source, and what which model failed on
 
 Each file is replaced in one step, an image after its labels and reasons.json last, so that a run that is cut off leaves
-a data set that can be read, and the next one completes it.
+a data set that can be read, and the next one completes it. An empty reasons.json comes first: it is what tells such a
+folder from a data set of one's own.
 """
 
 from __future__ import annotations
@@ -27,25 +28,34 @@ from fastyolo.diagnose.doctor.samples import Sample
 from fastyolo.diagnose.doctor.suspects import Shown
 
 _MISSED = "missed"
+_REASONS = "reasons.json"
 
 
 def check(folder: Path, names: Sequence[str]) -> None:
     """
     Raises:
-        ValueError: the folder holds something else, or hard cases with other classes.
+        ValueError: the folder holds something else, or hard cases with other classes or files that cannot be read.
     """
-    description = folder / "data.yaml"
-    if not description.exists():
+    if not (folder / _REASONS).exists():
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(
-                f"collect (--collect) must be a new folder or one of hard cases, and {folder} holds files."
+                f"collect (--collect) must be a new folder or one of hard cases, and {folder} holds other files; "
+                "choose another one."
             )
         return
-    kept = list((yaml.safe_load(description.read_text(encoding="utf-8")) or {}).get("names", {}).values())
+    try:
+        _read(folder)
+        description = folder / "data.yaml"
+        kept = list(yaml.safe_load(description.read_bytes())["names"].values()) if description.exists() else list(names)
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"collect (--collect) must be a folder of hard cases, and {folder} has a {_REASONS} or data.yaml that "
+            f"cannot be read ({' '.join(str(error).split())}); choose another one."
+        ) from error
     if kept != list(names):
         raise ValueError(
             f"collect (--collect) must be a folder whose classes are those of the data set, and {folder} has "
-            f"{', '.join(kept[:5])}; choose another one."
+            f"{', '.join(map(str, kept[:5]))}; choose another one."
         )
 
 
@@ -71,15 +81,16 @@ def collect(
             if reasons := list(_reasons(Shown(sample, sample.detections, found), names)):
                 failures.append((severity(reasons), sample, reasons))
     failures.sort(key=lambda failure: (-failure[0], failure[1].file))
-    cases: dict[str, dict[str, Any]] = _read(folder / "reasons.json")
+    cases = _read(folder)
     before = len(cases)
-    _write_description(folder / "data.yaml", names)
+    if not before:
+        _write(folder, cases)
+    _describe(folder / "data.yaml", names)
     for value, sample, reasons in failures[:limit]:
         name = sample.image.digest.hex() + Path(sample.file).suffix.lower()
         _copy(sample, folder, name)
         cases[name] = {"source": sample.file, "weights": weights, "severity": value, "reasons": reasons}
-    ranked = sorted(cases.items(), key=lambda item: (-item[1]["severity"], item[0]))
-    write_json(folder / "reasons.json", [{"image": name, **case} for name, case in ranked])
+    _write(folder, cases)
     return len(cases) - before
 
 
@@ -114,14 +125,23 @@ def _reasons(item: Shown, names: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield reason
 
 
-def _read(file: Path) -> dict[str, dict[str, Any]]:
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
+    """By the name of the image."""
+    file = folder / _REASONS
     if not file.exists():
         return {}
     cases = json.loads(file.read_text(encoding="utf-8"))
     return {case["image"]: {key: value for key, value in case.items() if key != "image"} for case in cases}
 
 
-def _write_description(file: Path, names: Sequence[str]) -> None:
+def _write(folder: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:
+    ranked = sorted(cases.items(), key=lambda item: (-item[1]["severity"], item[0]))
+    write_json(folder / _REASONS, [{"image": name, **case} for name, case in ranked])
+
+
+def _describe(file: Path, names: Sequence[str]) -> None:
+    if file.exists():
+        return
     # Without a path, ultralytics takes the folder of this file, so that the data set can be moved.
     document = {"train": "images", "val": "images", "names": dict(enumerate(names))}
     with replacing(file) as temporary:

@@ -62,10 +62,10 @@ class Labels:
         return np.concatenate((self.boxes[:, :2] - half, self.boxes[:, :2] + half), 1)
 
 
-def read(file: str, classes: int | None) -> Labels:
+def read(file: str, classes: int) -> Labels:
     """
     Args:
-        classes: how many the data set has; None if that is not known.
+        classes: how many the data set has.
     """
     path = Path(file)
     if not path.is_file():

@@ -136,8 +136,8 @@ def _of_checkpoint(model: Model) -> Iterator[Finding]:
             "overflow in float16",
             f"{counted(len(large), 'convolution')} of {model.name} put out values beyond float16's largest, 65504, the "
             f"most {worst} with {large[worst]:.3g}.",
-            "Train with amp=bf16 or amp=false, and do not validate or export it with half; a lower lr0 or more "
-            "weight_decay keeps weights small.",
+            "Train with amp=bf16 or amp=false, and see with --deployed whether a float16 export, which has the "
+            "normalisations folded in, is spared; a lower lr0 or more weight_decay keeps weights small.",
             len(large),
         )
     if model.trained_imgsz and model.trained_imgsz != model.imgsz:
@@ -214,18 +214,15 @@ def _of_accuracy(
         ),
     ):
         total = sum(len(item.outcomes.kinds) for item in members)
-        having = [item for item in members if item.outcomes.of(kind)]
-        count = sum(len(item.outcomes.of(kind)) for item in having)
+        count = sum(len(item.outcomes.of(kind)) for item in members)
         if count > limit * total and count >= _FEW:
-            having.sort(key=lambda item: -len(item.outcomes.of(kind)))
-            yield Finding.about(
-                Severity.warning,
+            yield _about_detections(
+                members,
+                names,
                 f"{kind.value}{'es' if kind is Kind.misplaced else 's'}",
                 f"{counted(count, 'detection')} of {total:,} ({share(count, total)}) {what}",
                 remedy,
-                [item.sample.file for item in having],
-                count=count,
-                cases=[item.case(item.outcomes.of(kind), names) for item in having],
+                _of_kind(kind),
             )
     yield from _of_scores(members, precise, names, settings)
 
@@ -302,6 +299,37 @@ def _about_misses(
     )
 
 
+def _of_kind(kind: Kind) -> Callable[[Shown], list[int]]:
+    return lambda item: item.outcomes.of(kind)
+
+
+def _about_detections(
+    members: Sequence[Shown],
+    names: Sequence[str],
+    name: str,
+    evidence: str,
+    remedy: str,
+    choose: Callable[[Shown], list[int]],
+    count: int | None = None,
+) -> Finding:
+    """
+    Args:
+        choose: which detections in an image it is about.
+        count: None for that of the detections.
+    """
+    chosen = [(item, indices) for item in members if (indices := choose(item))]
+    chosen.sort(key=lambda pair: -len(pair[1]))
+    return Finding.about(
+        Severity.warning,
+        name,
+        evidence,
+        remedy,
+        [item.sample.file for item, _ in chosen],
+        count=sum(len(indices) for _, indices in chosen) if count is None else count,
+        cases=[item.case(indices, names) for item, indices in chosen],
+    )
+
+
 def _wrong(members: Sequence[Shown], names: Sequence[str]) -> Iterator[Finding]:
     """Classes most of whose detections are wrong."""
     right, total = np.zeros(len(names), np.intp), np.zeros(len(names), np.intp)
@@ -314,23 +342,19 @@ def _wrong(members: Sequence[Shown], names: Sequence[str]) -> Iterator[Finding]:
         return
     bad.sort(key=lambda label: right[label] / total[label])
     listed = ", ".join(f"{names[label]!r} {total[label] - right[label]} of {total[label]}" for label in bad[:_NAMED])
-
-    def wrong(item: Shown) -> list[int]:
-        return [
-            i
-            for i, kind in enumerate(item.outcomes.kinds)
-            if kind is not Kind.hit and item.detections.classes[i] in bad
-        ]
-
-    having = sorted((item for item in members if wrong(item)), key=lambda item: -len(wrong(item)))
-    yield Finding.about(
-        Severity.warning,
+    chosen = frozenset(bad)
+    yield _about_detections(
+        members,
+        names,
         "false alarms of classes",
         f"Most detections of {counted(len(bad), 'class', 'classes')} are wrong: {listed}",
         "Raise their threshold, add images without them that look alike, and see whether their labels are complete.",
-        [item.sample.file for item in having],
-        count=len(bad),
-        cases=[item.case(wrong(item), names) for item in having],
+        lambda item: [
+            i
+            for i, kind in enumerate(item.outcomes.kinds)
+            if kind is not Kind.hit and item.detections.classes[i] in chosen
+        ],
+        len(bad),
     )
 
 
@@ -347,24 +371,18 @@ def _confused(members: Sequence[Shown], names: Sequence[str]) -> Iterator[Findin
     pairs.sort(reverse=True)
     chosen = {(a, b) for _, a, b in pairs}
     listed = ", ".join(f"{count} of {objects[a]} {names[a]!r} as {names[b]!r}" for count, a, b in pairs[:_NAMED])
-    having = []
-    for item in members:
-        indices = [
-            i
-            for i in item.outcomes.of(Kind.wrong_class)
-            if (item.sample.labels.classes[item.outcomes.objects[i]], item.detections.classes[i]) in chosen
-        ]
-        if indices:
-            having.append((item, indices))
-    having.sort(key=lambda pair: -len(pair[1]))
-    yield Finding.about(
-        Severity.warning,
+    yield _about_detections(
+        members,
+        names,
         "confused classes",
         f"The model takes {listed}",
         "See in the pictures whether the labels tell these classes apart; if so, add examples, else merge them.",
-        [item.sample.file for item, _ in having],
-        count=sum(count for count, *_ in pairs),
-        cases=[item.case(indices, names) for item, indices in having],
+        lambda item: [
+            i
+            for i in item.outcomes.of(Kind.wrong_class)
+            if (item.sample.labels.classes[item.outcomes.objects[i]], item.detections.classes[i]) in chosen
+        ],
+        sum(count for count, *_ in pairs),
     )
 
 

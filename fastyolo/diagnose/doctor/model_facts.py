@@ -24,14 +24,15 @@ def statistics(members: Sequence[Shown], precise: Curves, names: Sequence[str], 
     found = np.concatenate([s.outcomes.found for s in members])
     missed = np.concatenate([s.outcomes.missed for s in members])
     above = np.concatenate([s.detections.classes[: len(s.outcomes.kinds)] for s in members])
-    kinds = np.array([kind.value for s in members for kind in s.outcomes.kinds])
+    kinds = [kind for s in members for kind in s.outcomes.kinds]
+    errors = {kind.value: np.array([other is kind for other in kinds], bool) for kind in Kind if kind is not Kind.hit}
 
     def counts(objects: npt.NDArray[np.bool_], detections: npt.NDArray[np.bool_]) -> dict[str, int]:
         return {
             "objects": int(objects.sum()),
             "found": int((objects & found).sum()),
             "missed": int((objects & missed).sum()),
-            **{kind.value: int((detections & (kinds == kind.value)).sum()) for kind in Kind if kind is not Kind.hit},
+            **{name: int((detections & errors[name]).sum()) for name in errors},
         }
 
     def by(measure: Any, bounds: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, int]]:

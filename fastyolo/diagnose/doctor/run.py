@@ -43,17 +43,16 @@ def examine(folder: Path, arguments: Mapping[str, Any]) -> Report:
         arguments: what is in its args.yaml.
 
     Raises:
-        ValueError: the folder has no results.csv with the losses of an epoch.
+        ValueError: the folder has no results.csv with the losses of an epoch, or one of the other files cannot be read.
     """
-    rows = _rows(folder / "results.csv")
+    rows = read_results(folder / "results.csv")
     report = Report(facts={"epochs": len(rows)})
     train = [_loss(row, "train/") for row in rows]
-    broken = list(_of_stability(rows, train, arguments, _recoveries(folder / "recoveries.json")))
+    broken = list(_of_stability(rows, train, arguments, _read_json(folder / "recoveries.json") or []))
     report.add(broken)
     if not broken and len(rows) >= _LEAST_EPOCHS:
         report.add(_of_course(rows, train))
-    if (file := folder / "loss_report.json").is_file():
-        losses = json.loads(file.read_text(encoding="utf-8"))
+    if losses := _read_json(folder / "loss_report.json"):
         report.add(_of_terms(losses["terms"]))
         if positives := losses.get("positives"):
             report.add(_of_positives(positives, arguments))
@@ -61,20 +60,34 @@ def examine(folder: Path, arguments: Mapping[str, Any]) -> Report:
     return report
 
 
-def _recoveries(file: Path) -> list[int]:
-    return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+def _read_json(file: Path) -> Any:
+    """None without the file, which only fastyolo's trainer writes."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"run (--run) must be the folder of a training run, but {file} cannot be read ({error})."
+        ) from error
 
 
-def _rows(file: Path) -> list[dict[str, float]]:
+def read_results(file: Path) -> list[dict[str, float]]:
+    """The epochs of a run's results.csv.
+
+    Raises:
+        ValueError: it cannot be read, or holds no losses of an epoch.
+    """
     try:
         with file.open(encoding="utf-8", newline="") as lines:
             table = [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
     except (AttributeError, OSError, TypeError, ValueError) as error:
         raise ValueError(
-            f"run (--run) must be the folder of a training run, but {file} cannot be read ({error})."
+            f"{file} must hold the losses of a run's epochs, but cannot be read ({error}); pass the folder of a "
+            "training run."
         ) from error
     if not table or not any(key.startswith("train/") for key in table[0]):
-        raise ValueError(f"run (--run) must be the folder of a training run, but {file} has no losses of an epoch.")
+        raise ValueError(
+            f"{file} must hold the losses of a run's epochs, but has none; pass the folder of a training run."
+        )
     return table
 
 
@@ -101,14 +114,14 @@ def _of_stability(
         remedy = f"Lower lr0, {arguments.get('lr0', '?')} now"
         if amp:
             remedy += "; if that does not help, train with amp=bf16 or amp=false, since float16 overflows at 65504"
-        again = f", of which {len(repeated)} were repeated from last.pt" if repeated else ""
+        again = f"; training went back to last.pt {counted(len(repeated), 'time')}" if repeated else ""
         yield Finding(
             Severity.error,
             "loss is not finite",
-            f"The training loss is NaN or infinite in {counted(len(epochs), 'epoch')}, the first of them "
+            f"The training loss is NaN or infinite in {counted(len(set(epochs)), 'epoch')}, first in epoch "
             f"{min(epochs)}{again}.",
             f"{remedy}; see whether the labels are finite with --data.",
-            len(epochs),
+            len(set(epochs)),
         )
     elif len(train) > 3 and min(train[-3:]) > _DIVERGED * min(train):
         best = train.index(min(train))
@@ -217,7 +230,6 @@ def _of_positives(positives: Mapping[str, Any], arguments: Mapping[str, Any]) ->
                 f"it learns next to nothing.",
                 f"Train at another imgsz, {arguments.get('imgsz', '?')} now, to which the objects fit, or use a model "
                 "without this level.",
-                total - count,
             )
     for size, coverage in positives["objects"].items():
         objects, without = coverage["objects"], coverage["without"]

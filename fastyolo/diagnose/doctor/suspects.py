@@ -158,7 +158,8 @@ def _shifted(shown: Sequence[Shown], split: str, sure: npt.NDArray[np.float64]) 
     # If all coordinates were divided by another image size, the sizes alone tell by which factor.
     trusted = np.concatenate([item.detections.boxes[_trusted(item, sure)] for item in shown])
     labels = np.concatenate([item.sample.labels.boxes for item in shown])
-    if len(trusted) < _PAIRS:
+    labels = labels[_with_area(labels)]
+    if len(trusted) < _PAIRS or not len(labels):
         return
     factor = np.median(labels[:, 2:], 0) / np.median(trusted[:, 2:] - trusted[:, :2], 0)
     stretches = [np.ones(2), np.where(np.abs(np.log(factor)) < math.log(_SCALE), 1.0, factor)]
@@ -236,6 +237,11 @@ def _trusted(item: Shown, sure: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]
     return np.flatnonzero(item.detections.scores >= sure[item.detections.classes])
 
 
+def _with_area(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """[n, 4] of centres and sides -> [n]; of the others there is a finding of their own."""
+    return np.asarray((boxes[:, 2:] > 0).all(1))
+
+
 def _nearest(item: Shown, sure: npt.NDArray[np.float64], stretch: npt.NDArray[np.float64]) -> Iterator[tuple[int, int]]:
     """Sure detections and labels of one class that are each other's nearest, however far apart."""
     found, labels = item.detections, item.sample.labels
@@ -245,7 +251,7 @@ def _nearest(item: Shown, sure: npt.NDArray[np.float64], stretch: npt.NDArray[np
     centres = (found.boxes[trusted, :2] + found.boxes[trusted, 2:]) / 2 * stretch
     offsets = (centres[:, None] - labels.boxes[:, :2]) * [item.sample.image.width, item.sample.image.height]
     distances = np.hypot(offsets[..., 0], offsets[..., 1])
-    distances[found.classes[trusted][:, None] != labels.classes] = np.inf
+    distances[(found.classes[trusted][:, None] != labels.classes) | ~_with_area(labels.boxes)] = np.inf
     for row, column in enumerate(distances.argmin(1)):
         if np.isfinite(distances[row, column]) and distances[:, column].argmin() == row:
             yield int(trusted[row]), int(column)

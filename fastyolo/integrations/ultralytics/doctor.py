@@ -39,6 +39,8 @@ def describe(data: str | Path) -> Description:
         got = ", ".join(sorted(map(str, keys))) or "nothing of these"
         raise ValueError(f"{expected}, which has train, val and names, got {str(data)!r}, which has {got}.")
     names, findings = _names(content)
+    if not names:
+        raise ValueError(f"{expected}, which names a class at least, got {str(data)!r}, which names none.")
     root = _root(content, Path(data))
     splits: dict[str, tuple[Pair, ...]] = {}
     for split, places in (("train", content.get("train")), ("val", content.get("val", content.get("validation")))):

@@ -34,6 +34,9 @@ class ExaminedModel:
         imgsz: longer side of the network's input in pixels; None: as it was trained.
         device, iou, max_det: as for its predict().
 
+    Raises:
+        ValueError: the model is an exported one, which does not show its layers.
+
     Attributes:
         name: of its file.
         names: of its classes.
@@ -47,6 +50,11 @@ class ExaminedModel:
     def __init__(
         self, model: Model, imgsz: int | None = None, *, device: str | None = None, iou: float = 0.7, max_det: int = 300
     ) -> None:
+        if not isinstance(model.model, nn.Module):
+            raise ValueError(
+                f"weights (--weights) must be a checkpoint, got {str(model.model)!r}; compare an exported model with "
+                "its checkpoint (--deployed)."
+            )
         network: Any = model.model
         self.name = Path(str(model.ckpt_path or "model")).name
         self.names = tuple(model.names[index] for index in sorted(model.names))

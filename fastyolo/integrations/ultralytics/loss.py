@@ -43,7 +43,9 @@ class PositiveCounter:
         """
         batch, count = boxes.shape[:2]
         self._images += batch
-        self._levels = self._levels + torch.stack([positive[:, strides == stride].sum() for stride in self._strides])
+        # Not positive[:, strides == stride]: on a GPU, an index of truth values waits for its size.
+        of_level = torch.stack([positive & (strides == stride) for stride in self._strides])
+        self._levels = self._levels + of_level.sum((1, 2))
         targets = torch.where(positive, targets.long(), count)
         covered = torch.zeros(batch, count + 1, dtype=torch.bool, device=boxes.device).scatter_(1, targets, True)
         real, left = real.squeeze(-1).bool(), ~covered[:, :count]

@@ -55,6 +55,7 @@ _NO_CHANGE = frozenset({"data", "mode", "model", "pretrained", "resume"})
 _FREEZABLE = 0.5
 
 # Settings of DetectionLoss, which cannot take the place of an end-to-end model's criterion.
+_LOSS_REPORT, _RECOVERIES = "loss_report.json", "recoveries.json"
 _CRITERION = ("tal_topk", "tal_alpha", "tal_beta", "tal_radius", "cls_loss", "label_smoothing", "class_weights")
 
 # The attribute of a network that was trained for INT8.
@@ -117,6 +118,9 @@ class Trainer(DetectionTrainer):
         super().__init__(cfg, arguments, _callbacks)
         if folder and RANK == 0:
             folder.announce(self.save_dir)
+        if RANK in {-1, 0} and not self.args.resume:  # as ultralytics does with results.csv
+            for name in (_LOSS_REPORT, _RECOVERIES):
+                (self.save_dir / name).unlink(missing_ok=True)
         self.wdir = _WeightsPath(self.wdir)
         self.last, self.best = self.wdir / self.last.name, self.wdir / self.best.name
         self._cpu_processes = WORLD_SIZE > 1 and self.device.type == "cpu"
@@ -376,7 +380,7 @@ class Trainer(DetectionTrainer):
         positives = self._positives.total() if self._positives else None
         report = replace(loss_report(epochs, {name: getattr(self.args, name) for name in columns}), positives=positives)
         LOGGER.info(str(report))
-        _files.write_json(self.save_dir / "loss_report.json", report.as_dict())
+        _files.write_json(self.save_dir / _LOSS_REPORT, report.as_dict())
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """ultralytics' own, whose returns to last.pt are then told by recoveries.json and not by the log alone."""
@@ -385,7 +389,7 @@ class Trainer(DetectionTrainer):
             return bool(super()._handle_nan_recovery(epoch))
         finally:
             if self.nan_recovery_attempts > before and RANK in {-1, 0}:
-                file = self.save_dir / "recoveries.json"
+                file = self.save_dir / _RECOVERIES
                 epochs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
                 _files.write_json(file, [*epochs, epoch + 1])
 
