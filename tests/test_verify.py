@@ -540,6 +540,7 @@ def test_noise_of_int8_is_told_from_faults(data, tmp_path):
         report = verify(weights, save(plant(onnx.load(file)), tmp_path / "fault.onnx"), photographs[-2:])
         assert {stage.name for stage in report.stages if stage.verdict == "departs"} >= stages, plant
         assert causes(report) == ["layer"]
+        assert "(--keep-float model." in report.findings[0].sentence
 
 
 def test_openvino(weights, exported, images, tmp_path):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastyolo.diagnose.culprits import PREPARATIONS, Array, Difference, Finding, factor_text, of_input, reordered
-from fastyolo.diagnose.graph import Block, Graph
+from fastyolo.diagnose.graph import Block, Graph, Precision
 
 if TYPE_CHECKING:
     from fastyolo.integrations.ultralytics.parity import Layer, Reference
@@ -109,7 +109,7 @@ def compare(reference: Reference, graph: Graph, tensor: Array, prepared: Array) 
                 departures.append(Departure(block.path, layer.kind, block.nodes, difference, *why))
     innermost = tuple(x for x in departures if not any(y.path.startswith(x.path + ".") for y in departures))
     convolutions = sum(layers[block.path].kind == "Conv2d" for block in blocks)
-    finding = _entry(graph, blocks, tensor, prepared, tolerance) or _finding(innermost, convolutions)
+    finding = _entry(graph, blocks, tensor, prepared, tolerance) or _finding(innermost, convolutions, graph.precision)
     return Comparison(len(blocks), convolutions, largest, innermost, finding)
 
 
@@ -190,7 +190,7 @@ def _entry(graph: Graph, blocks: Sequence[Block], tensor: Array, prepared: Array
     )
 
 
-def _finding(departures: Sequence[Departure], convolutions: int) -> Finding | None:
+def _finding(departures: Sequence[Departure], convolutions: int, precision: Precision) -> Finding | None:
     if not departures:
         return None
     wrong = sum(departure.kind == "Conv2d" for departure in departures)
@@ -202,7 +202,11 @@ def _finding(departures: Sequence[Departure], convolutions: int) -> Finding | No
         )
     first = departures[0]
     reason = f": {first.reason}" if first.reason else ""
-    advice = "keep this layer in float32" if first.cause == "float16 overflow" else "export the model again"
+    advice = "export the model again"
+    if first.cause == "float16 overflow":
+        advice = "keep this layer in float32"
+    elif precision == "int8":
+        advice = f"keep it in float (--keep-float {first.path}), or calibrate on images like those that it will see"
     further = len(departures) - 1
     others = f" {further} further layer{'s depart' if further > 1 else ' departs'} too." if further else ""
     return Finding(
