@@ -73,7 +73,7 @@ def _light(reports: Sequence[Mapping[str, Any]]) -> Group:
 def _smaller(reports: Sequence[Mapping[str, Any]]) -> Group:
     rows = []
     for report in reports:
-        if report["kind"] == "pruning-study" and "yolov8n" in report["models"]:
+        if report["kind"] == "pruning-study" and report["imgsz"] == 640:
             pruned = report["models"]["yolov8n"][-1]
             times = (pruned["latency"]["pruned_ms"], pruned["latency"]["unpruned_ms"])
             removed = 1 - pruned["after"]["flops"] / pruned["before"]["flops"]

@@ -302,7 +302,10 @@ def render_pruning(report: dict[str, Any]) -> str:
     choice = f"{report['choice']['importance']}, {report['choice']['ranking']}"
     trained = ""
     if "data" in report:
-        trained = f"; accuracy on {report['data']} before and after {report['recipe']['epochs']} epochs of training"
+        trained = (
+            f"; accuracy on {report['data']}: unpruned (YOLOv8n after {report['stock_epochs']} epochs on it), pruned, and "
+            f"trained for {report['recipe']['epochs']} epochs then"
+        )
     lines = [
         f"{_machine(report)}; onnxruntime {report['onnxruntime']}; one image of {report['imgsz']} x {report['imgsz']} "
         f"pixels; channels chosen by {choice}{trained}.",
