@@ -303,8 +303,8 @@ def render_pruning(report: dict[str, Any]) -> str:
     trained = ""
     if "data" in report:
         trained = (
-            f"; accuracy on {report['data']}: unpruned (YOLOv8n after {report['stock_epochs']} epochs on it), pruned, and "
-            f"trained for {report['recipe']['epochs']} epochs then"
+            f"; accuracy on {report['data']}: unpruned (YOLOv8n after {report['stock_epochs']} epochs on it), pruned, "
+            f"and trained for {report['recipe']['epochs']} epochs then"
         )
     lines = [
         f"{_machine(report)}; onnxruntime {report['onnxruntime']}; one image of {report['imgsz']} x {report['imgsz']} "
