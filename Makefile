@@ -9,8 +9,8 @@ TAG := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 REQUIREMENTS := $(VENV)/requirements-$(TAG)
 BUILT := $(VENV)/built-$(TAG)
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/* csrc/*/* plugins/*)
-# The tests of the CUDA kernels: about half of the time that all tests take.
-CUDA_TESTS := tests/simt tests/test_cuda_compile.py
+# About half of the time that all tests take: those of the CUDA kernels, and of training.
+SECOND_HALF := tests/simt tests/test_cuda_compile.py $(addprefix tests/test_,train_cli.py trainer.py ultralytics.py verify.py)
 CXX_FILES = $(shell find csrc plugins tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: setup demo test coverage bench lint clean
@@ -36,9 +36,9 @@ test: export OMP_WAIT_POLICY := passive
 test: export GOMP_SPINCOUNT := 0
 test: $(BUILT)
 	@mkdir -p build
-	@$(BIN)/python -m pytest $(CUDA_TESTS) > build/cuda-tests.log 2>&1 & cuda=$$!; \
-	$(BIN)/python -m pytest $(CUDA_TESTS:%=--ignore=%); rest=$$?; \
-	wait $$cuda; cuda=$$?; cat build/cuda-tests.log; exit $$((cuda | rest))
+	@$(BIN)/python -m pytest $(SECOND_HALF) > build/second-half.log 2>&1 & second=$$!; \
+	$(BIN)/python -m pytest $(SECOND_HALF:%=--ignore=%); first=$$?; \
+	wait $$second; second=$$?; cat build/second-half.log; exit $$((first | second))
 
 coverage: $(BUILT)
 	$(BIN)/python -m pytest --cov=fastyolo
