@@ -33,6 +33,7 @@ from fastyolo.compress.quantization import calibration, qdq, quantize
 from fastyolo.compress.quantization.calibration import calibrate, choose_images
 from fastyolo.export import export
 from fastyolo.runtime import Detector
+from fastyolo.runtime.engines import openvino_core
 from fastyolo.runtime.metadata import QUANTIZATION_KEY, Preprocessing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -262,8 +263,8 @@ def test_a_trained_model_in_int8_is_close_to_float_in_onnxruntime_and_openvino(d
         for file in photographs[-4:]
     ]
     want = [run(source, tensor) for tensor in tensors]
-    openvino = pytest.importorskip("openvino")
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    pytest.importorskip("openvino")
+    compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for got in ([run(path, tensor) for tensor in tensors], [list(compiled(tensor).values()) for tensor in tensors]):
         ratios = [decibels(a, b) for one, other in zip(want, got, strict=True) for a, b in zip(one, other, strict=True)]
         assert np.mean(ratios) > 12

@@ -387,6 +387,26 @@ def test_an_openvino_folder(weights, photo):
         Detector(folder, engine="openvino")
 
 
+def test_an_interrupt_after_openvino(maps):
+    """OpenVINO leaves no stack for signal handlers that has been freed."""
+    pytest.importorskip("openvino")
+    code = """
+import gc, signal, sys
+from fastyolo.runtime import Detector
+first, second = (Detector(sys.argv[1], engine="openvino") for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code, maps], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 def test_json_and_drawing(maps, photo):
     found = Detector(maps, max_det=6)(photo)
     rows = json.loads(json.dumps(found.to_json()))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy.typing as npt
 
+from fastyolo._quiet import quiet
 from fastyolo.bench.environment import installed_version
 
 if TYPE_CHECKING:
@@ -125,12 +126,10 @@ def load(
         return Detector(file, engine=engine_of(name), threads=threads, imgsz=imgsz).batch
     import torch
 
-    from fastyolo.integrations.ultralytics.acceleration import LOGGER, YOLO, accelerate, predictor_of
+    from fastyolo.integrations.ultralytics.acceleration import YOLO, accelerate, predictor_of
 
-    level = LOGGER.level
-    LOGGER.setLevel("WARNING")
-    model = accelerate(YOLO(file))
-    LOGGER.setLevel(level)
+    with quiet():
+        model = accelerate(YOLO(file))
     predictor = predictor_of(model, imgsz=imgsz, rect=False, device=device, batch=batch, verbose=False, save=False)
     torch.set_num_threads(threads)  # which the predictor has set to a number of its own
     return lambda images: predictor(source=list(images))

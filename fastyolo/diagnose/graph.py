@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from fastyolo.runtime.engines import openvino_core
+
 Precision = Literal["float32", "float16", "int8"]
 
 # Their outputs depend on the sizes of their inputs alone.
@@ -175,7 +177,7 @@ def openvino_precision(file: Path) -> Precision:
     import openvino
 
     (xml, *_) = sorted(file.glob("*.xml")) if file.is_dir() else [file]
-    operators = openvino.Core().read_model(xml).get_ops()
+    operators = openvino_core().read_model(xml).get_ops()
     if any(operator.get_type_name() == "FakeQuantize" for operator in operators):
         return "int8"
     weights = [x for x in operators if x.get_type_name() == "Constant" and len(x.output(0).partial_shape) > 1]

@@ -8,7 +8,6 @@ labels by a hash of their content. Only such results are joined by a line.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import os
 import warnings
@@ -16,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastyolo._files import replacing
+from fastyolo._files import digest, replacing
 
 METRICS = ("mAP50-95", "mAP50")  # that are plotted
 
@@ -43,13 +42,9 @@ def entry(
         metrics: mAP50-95, mAP50, precision and recall.
         by_class: AP50-95 of each class that has objects.
     """
-    digest = hashlib.sha256()
-    for file in sorted(weights.rglob("*")) if weights.is_dir() else [weights]:
-        if file.is_file():
-            digest.update(file.read_bytes())
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "weights": {"name": str(weights), "sha256": digest.hexdigest()},
+        "weights": {"name": str(weights), "sha256": digest(weights)},
         "data": dict(data),
         "settings": dict(settings),
         "metrics": dict(metrics),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -97,7 +98,7 @@ class Detector:
             raise FileNotFoundError(f"The model {str(model)!r} does not exist.")
 
         load = engine if isinstance(engine, type) else ENGINES[engine]
-        self._load: Callable[[int], Engine] = lambda callers: load(self._file, threads, callers)
+        self._load: Callable[[int], Engine] = partial(load, self._file, threads)  # by number of callers
         self._threads = threads
         self._engine = self._load(1)
         self._engine_of_streams: Engine | None = None if threads > 1 else self._engine

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,9 +71,7 @@ class OpenVino:
     """Reads OpenVINO's folders and .xml files, and ONNX files."""
 
     def __init__(self, file: Path, threads: int, callers: int = 1) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_core()
         try:
             model = core.read_model(_xml(file) if file.is_dir() else file)
             self._model = core.compile_model(
@@ -98,6 +97,18 @@ class OpenVino:
             self._of_thread.request = self._model.create_infer_request()
         outputs = self._of_thread.request.infer({0: tensor})
         return [_float32(outputs[index]) for index in range(len(self.output_shapes))]
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """The process's one openvino.Core.
+
+    On processors with AMX, each Core gives the thread a stack for signal handlers, and puts its predecessor's back when
+    it is deleted, whether that is still there or not: after two that overlapped, Ctrl-C can be a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 ENGINES: dict[EngineName, type[Engine]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}

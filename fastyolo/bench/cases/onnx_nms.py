@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastyolo.bench.environment import installed_version
 from fastyolo.bench.timing import Call
+from fastyolo.runtime.engines import openvino_core
 
 PACKAGES = ("onnx", "onnxruntime", "openvino")  # that give NMS a peer, the first one for all others
 
@@ -75,9 +76,7 @@ def _onnxruntime(model: bytes, feeds: _Feeds) -> Call:
 
 
 def _openvino(model: bytes, feeds: _Feeds) -> Call:
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     request = core.compile_model(core.read_model(model, b""), "CPU", settings).create_infer_request()
     inputs = list(feeds)

@@ -109,9 +109,10 @@ def compress(
     _check_order(left_out, weights is not None)
     _require_packages(left_out, int8, formats, runtime if target_latency is not None else None)
     _check_training(training or {})
+    from fastyolo._files import digest
+    from fastyolo._quiet import quiet
     from fastyolo.compress.pipeline import run, settings
-    from fastyolo.compress.pipeline.quiet import quiet
-    from fastyolo.compress.pipeline.state import State, digest
+    from fastyolo.compress.pipeline.state import State
 
     trained = settings.trained(left_out, given=weights is not None, int8=int8)
     shared = settings.epochs_of(trained, epochs, max_epochs)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from fastyolo._quiet import quiet
 from fastyolo.compress.pipeline.latency import take_times
-from fastyolo.compress.pipeline.quiet import quiet
 from fastyolo.compress.pipeline.settings import Options
 from fastyolo.compress.pruning import prune
 from fastyolo.compress.pruning.run import UnreachableTargetError

@@ -12,13 +12,13 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from fastyolo._files import write_json
+from fastyolo._files import digest, write_json
+from fastyolo._quiet import quiet
 from fastyolo.compress import accuracy
 from fastyolo.compress.pipeline.latency import runtimes, take_times
-from fastyolo.compress.pipeline.quiet import quiet
 from fastyolo.compress.pipeline.settings import Options
 from fastyolo.compress.pipeline.stages import INT8, INT8_ONNXRUNTIME, MODELS
-from fastyolo.compress.pipeline.state import Result, State, digest
+from fastyolo.compress.pipeline.state import Result, State
 from fastyolo.compress.pipeline.summary import Accuracy, Data, File, Latency, Runtime, Verification
 from fastyolo.diagnose import IncomparableError, verify
 from fastyolo.export import Format, export, target_of

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
+from fastyolo._quiet import quiet
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.compress.pipeline.files import Files, Progress
 from fastyolo.compress.pipeline.latency import runtimes
-from fastyolo.compress.pipeline.quiet import quiet
 from fastyolo.compress.pipeline.settings import STAGES, Options
 from fastyolo.compress.pipeline.stages import Outcome, Stages, arguments_of
 from fastyolo.compress.pipeline.state import State

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastyolo._files import digest
+from fastyolo._quiet import quiet
 from fastyolo.compress.pipeline.amount import Amount, find
-from fastyolo.compress.pipeline.quiet import quiet
 from fastyolo.compress.pipeline.settings import STAGES, Options
-from fastyolo.compress.pipeline.state import Result, State, digest
+from fastyolo.compress.pipeline.state import Result, State
 from fastyolo.compress.pipeline.summary import Status
 from fastyolo.compress.pruning import prune
 from fastyolo.compress.pruning.run import train

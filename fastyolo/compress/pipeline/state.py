@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import shutil
 import time
@@ -172,15 +171,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return " and ".join(map(str, value)) or "nothing"
     return "unset" if value is None else str(value)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files in a folder."""
-    found = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
-        if path.is_dir():
-            found.update(f"{file.relative_to(path).as_posix()}\0".encode())
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                found.update(block)
-    return found.hexdigest()

@@ -41,6 +41,7 @@ from fastyolo.integrations.ultralytics.acceleration import fuse_sppf, why_not_ac
 from fastyolo.integrations.ultralytics.models import PRUNED
 from fastyolo.nn import DWSPPF, ECA, FusedSPPF
 from fastyolo.nn.export import Exportable
+from fastyolo.runtime.engines import openvino_core
 from fastyolo.runtime.metadata import INPUT_NAME, Metadata, Nms, Outputs, output_names
 
 __all__ = [
@@ -348,11 +349,9 @@ def _check(folder: Path, network: DetectionModel, kind: str, given: Input) -> No
 
 
 def _run_openvino(folder: Path, images: Tensor) -> np.ndarray[Any, Any]:
-    import openvino
-
     # In float32, since OpenVINO takes bfloat16 by itself on a CPU that is fast in it.
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(next(folder.glob("*.xml")), "CPU", settings)
+    compiled = openvino_core().compile_model(next(folder.glob("*.xml")), "CPU", settings)
     return compiled(images.numpy())[0]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Silence where ultralytics' log would bury the lines of the run."""
+"""Silence where ultralytics' log would bury the lines of ours."""
 
 from __future__ import annotations
 
