@@ -398,6 +398,7 @@ del first
 gc.collect()
 del second
 gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which there is not in the background
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:

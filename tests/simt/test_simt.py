@@ -61,9 +61,10 @@ def libraries() -> None:
 def runs(libraries: None) -> Iterator[dict[str, subprocess.Popen[str]]]:
     """The operators' tests on both builds, at the same time.
 
-    Under AddressSanitizer without bfloat16, whose accesses are those of float16.
+    Under AddressSanitizer without bfloat16, whose accesses are those of float16, and in one order of threads: what
+    depends on it is for the other build.
     """
-    options = {"asan": ("-k", "not bfloat16")}
+    options = {"asan": ("-k", "not bfloat16", "--orders", "1")}
     processes = {build: simt.run_tests(build, simt.BUILD, *options.get(build, ())) for build in BOTH}
     yield processes
     for process in processes.values():
