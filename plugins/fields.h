@@ -16,6 +16,7 @@
 #include <NvInferRuntime.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <string>
 #include <type_traits>
@@ -115,6 +116,26 @@ std::vector<PluginField> serialise_fields(const Fields& fields) {
     if (field.length > 0) present.push_back(field);
   }
   return present;
+}
+
+// Text that differs if a field does.
+inline std::string text_of(const std::vector<PluginField>& fields) {
+  std::string text;
+  for (const PluginField& field : fields) {
+    text += std::string(" ") + field.name + "=";
+    for (int32_t i = 0; i < field.length; ++i) {
+      char value[32] = "";
+      if (field.type == PluginFieldType::kINT32) {
+        std::snprintf(value, sizeof(value), "%d,", static_cast<const int32_t*>(field.data)[i]);
+      } else if (field.type == PluginFieldType::kFLOAT32) {
+        std::snprintf(value, sizeof(value), "%.9g,", static_cast<double>(static_cast<const float*>(field.data)[i]));
+      } else if (field.type == PluginFieldType::kCHAR) {
+        std::snprintf(value, sizeof(value), "%c", static_cast<const char*>(field.data)[i]);
+      }
+      text += value;
+    }
+  }
+  return text;
 }
 
 inline PluginFieldCollection collection_of(const std::vector<PluginField>& fields) {

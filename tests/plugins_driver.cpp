@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // For test_plugins.py: what Python's interface to TensorRT lacks. Each plugin of a library is created from fields,
-// serialised, made again from that as an engine does, and cloned; prints its fields before and after, and what is
-// refused. Reads no device: there is no GPU.
+// serialised, made again from that as an engine does, and cloned; prints its fields and the ID of its times before and
+// after, and what is refused. Reads no device: there is no GPU.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -43,6 +43,11 @@ std::string text_of(const PluginFieldCollection& fields) {
 const PluginFieldCollection& serialised(IPluginV3& plugin) {
   return *static_cast<IPluginV3OneRuntime*>(plugin.getCapabilityInterface(PluginCapabilityType::kRUNTIME))
               ->getFieldsToSerialize();
+}
+
+std::string timing_id(IPluginV3& plugin) {
+  return static_cast<IPluginV3OneBuild*>(plugin.getCapabilityInterface(PluginCapabilityType::kBUILD))
+      ->getTimingCacheID();
 }
 
 struct Log final : ILogger {
@@ -90,10 +95,12 @@ int main(int, char** argv) {
     std::unique_ptr<IPluginV3> loaded(creator->createPlugin("layer", &serialised(*built), TensorRTPhase::kRUNTIME));
     std::unique_ptr<IPluginV3> cloned(loaded->clone());
     const std::string before = text_of(serialised(*built));
+    std::printf("timing %s: %s\n", creator->getPluginName(), timing_id(*built).c_str());
     built.reset();  // the others own their fields
     loaded.reset();
     std::printf("%s:%s\n", creator->getPluginName(), before.c_str());
     std::printf("clone %s:%s\n", creator->getPluginName(), text_of(serialised(*cloned)).c_str());
+    std::printf("clone timing %s: %s\n", creator->getPluginName(), timing_id(*cloned).c_str());
   }
 
   Finder finder;

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastyolo
 from fastyolo.integrations import tensorrt
 
 HERE = Path(__file__).parent
@@ -267,6 +268,9 @@ def test_a_plugin_survives_serialisation_and_cloning(driver: list[str]) -> None:
     for name, fields in expected.items():
         assert name + fields in driver
         assert f"clone {name}{fields}" in driver
+        timing = f"timing {name} {fastyolo.__version__}{fields}".replace("=0.7,", "=0.699999988,")  # all digits
+        assert timing in driver
+        assert f"clone {timing}" in driver
 
 
 def test_errors_go_to_the_logger_if_there_is_one(driver: list[str]) -> None:
