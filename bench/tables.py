@@ -17,6 +17,7 @@ from typing import Any
 import picture
 
 from fastyolo.bench import model_table
+from fastyolo.compress.pipeline.summary import RUNTIMES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -24,6 +25,9 @@ OPENING, CLOSING = "<!-- results -->\n", "<!-- /results -->"
 
 # Of the operators' inputs, those of the SPPF block of YOLOv8s and of YOLOv8n; all of them are in the long list.
 SHORT = ("1x256x20x20", "8x256x20x20", "1x512x20x20", "8x512x20x20")
+
+# What is left to the long list.
+LONG_KINDS = ("pruning-study", "sensitivity-study", "model")
 
 
 def main() -> None:
@@ -50,7 +54,7 @@ def pages(reports: list[dict[str, Any]]) -> dict[Path, str]:
     _, closing, after = rest.partition(CLOSING)
     if not closing:
         raise SystemExit(f"{readme} has no lines {OPENING.strip()} and {CLOSING}")
-    short = _with_titles([_short(report) for report in reports])
+    short = _with_titles([_short(report) for report in reports if report["kind"] not in LONG_KINDS])
     return {
         RESULTS / "README.md": heading + _with_titles(reports),
         RESULTS / "shares.svg": picture.draw(reports),
@@ -67,6 +71,7 @@ def _with_titles(reports: list[dict[str, Any]]) -> str:
 
 
 def _short(report: dict[str, Any]) -> dict[str, Any]:
+    """Of the operators' inputs, the first that a reader wants."""
     if report["kind"] != "ops":
         return report
     rows = [row for row in report["results"] if row.get("inputs", SHORT[0]) in SHORT]
@@ -213,6 +218,42 @@ def render_runtime(report: dict[str, Any]) -> str:
         *(f"| {name} | {rate:.1f} | {ratios[name]:.2f} |" for name, rate in report["images_per_second"].items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def render_compress(report: dict[str, Any]) -> str:
+    """A line for each model on the way, beside the baseline."""
+    settings, data, versions = report["settings"], report["data"], report["environment"]["versions"]
+    stages = [stage for stage in report["stages"] if stage["files"]]
+    runtimes = [name for name in RUNTIMES if any(name in _latencies(stage) for stage in stages)]
+    epochs = ", ".join(f"{stage['name']} {stage['epochs']}" for stage in stages if stage["epochs"])
+    minutes = sum(stage["seconds"] for stage in report["stages"]) / 60
+    lines = [
+        f"{_machine(report)}; {', '.join(f'{name} {versions[name]}' for name in runtimes)}; {data['name']}, "
+        f"{data['train_images']:,} images to train on and {data['val_images']:,} to measure on, at "
+        f"{settings['imgsz']} pixels; epochs: {epochs}; {minutes:.0f} minutes altogether. Milliseconds of the network "
+        "for one image, of the stage's file for that runtime; in brackets, the share of the baseline's, and the change "
+        "of its accuracy.",
+        "",
+        "| | M parameters | GFLOPs | MB | "
+        + " | ".join(f"ms in {name}" for name in runtimes)
+        + " | mAP50 | mAP50-95 |",
+        f"|---|{'--:|' * (5 + len(runtimes))}",
+    ]
+    for stage in stages:
+        pairs = [(stage["parameters"], stages[0]["parameters"], 1e6, 2), (stage["flops"], stages[0]["flops"], 1e9, 2)]
+        pairs.append((stage["files"][0]["bytes"], stages[0]["files"][0]["bytes"], 1e6, 2))
+        times, first = _latencies(stage), _latencies(stages[0])
+        pairs += [(times[name]["median_ms"], first[name]["median_ms"], 1, 1) for name in runtimes]
+        cells = [f"{value / unit:.{digits}f} ({value / whole:.0%})" for value, whole, unit, digits in pairs]
+        accuracy, reference = (of["files"][0]["accuracy"] for of in (stage, stages[0]))
+        cells += [f"{accuracy[key]:.4f} ({accuracy[key] - reference[key]:+.4f})" for key in ("map50", "map50_95")]
+        lines.append(f"| {stage['title']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _latencies(stage: dict[str, Any]) -> dict[str, Any]:
+    """By runtime, of the stage's file that is made for it: the first one."""
+    return {name: latency for file in reversed(stage["files"]) for name, latency in file["latency"].items()}
 
 
 def render_study(report: dict[str, Any]) -> str:
@@ -362,6 +403,7 @@ def _time(microseconds: float) -> str:
 
 # In the order of the page.
 KINDS = {
+    "compress": ("The whole path", render_compress),
     "accuracy": ("Agreement with ultralytics", render_accuracy),
     "study": ("Accuracy of the light model", render_study),
     "models": ("Cost of the light model", render_models),

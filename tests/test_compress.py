@@ -7,7 +7,9 @@ import hashlib
 import importlib.util
 import json
 import re
+import runpy
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,24 @@ def test_every_stage_leaves_a_smaller_model_that_is_exported_verified_and_measur
     assert (run.folder / "report.html").exists()
     assert found.data.classes == NAMES
     assert (found.data.train_images, found.data.val_images) == (8, 4)
+
+
+def test_a_run_becomes_a_result_without_the_folders_of_its_machine(
+    finished: tuple[Run, summary.Summary],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, found = finished
+    result = tmp_path / "result.json"
+    scripts = Path(__file__).parent.parent / "bench"
+    monkeypatch.syspath_prepend(scripts)
+    for script, arguments in (("compression/path.py", [run.folder, "--output", result]), ("tables.py", [result])):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(scripts / script), run_name="__main__")
+    assert str(run.root) not in result.read_text()
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows[1:] == [f"| {stage.title}" for stage in found.stages]
 
 
 def test_the_light_model_begins_with_the_baseline_and_distillation_with_both(
