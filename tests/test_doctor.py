@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import HEIGHT, WIDTH, scene
+from datasets import HEIGHT, WIDTH, Row, scene, write_data_set
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -40,16 +40,12 @@ SETTINGS = Settings(imgsz=160, min_objects=20)
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("healthy")
     draw = np.random.default_rng(0)
-    for split, count in (("train", TRAIN), ("val", VAL)):
-        for kind in ("images", "labels"):
-            (root / kind / split).mkdir(parents=True)
-        for index in range(count):
-            scene(1000 * count + index).save(root / "images" / split / f"{index:02}.jpg", quality=90)
-            left = draw.uniform(0.2, 0.25, 4)
-            rows = [(0, left[0], 0.4, 0.3, 0.5), (1, left[1] + 0.5, 0.5, 0.25, 0.45)]
-            lines = [" ".join(f"{value:.6g}" for value in row) for row in rows]
-            (root / "labels" / split / f"{index:02}.txt").write_text("\n".join(lines) + "\n")
-    YAML.save(root / "data.yaml", {"train": "images/train", "val": "images/val", "names": {0: "nut", 1: "bolt"}})
+
+    def objects() -> list[Row]:
+        left = draw.uniform(0.2, 0.25, 2)
+        return [(0, left[0], 0.4, 0.3, 0.5), (1, left[1] + 0.5, 0.5, 0.25, 0.45)]
+
+    write_data_set(root, {"train": TRAIN, "val": VAL}, objects, ("nut", "bolt"), ".jpg")
     return root
 
 

@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("ultralytics")
 
-from datasets import Row, read_labels, scene, write_labels
+from datasets import Row, read_labels, write_data_set, write_labels
 from detectors import NAMES, detector
 from PIL import Image
 from typer.testing import CliRunner
@@ -35,7 +35,6 @@ from fastyolo.runtime.sources import read_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WIDTH, HEIGHT = 160, 120
 SETTINGS = Settings(imgsz=160, min_objects=1)
 TRAIN, VAL = 12, 24
 COLUMNS, ROWS = (0.18, 0.5, 0.82), (0.17, 0.5, 0.83)  # of objects; a column has one class, the last row is small ones
@@ -54,14 +53,7 @@ def objects(draw: np.random.Generator) -> Iterator[Row]:
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("healthy")
     draw = np.random.default_rng(0)
-    for split, count in (("train", TRAIN), ("val", VAL)):
-        for kind in ("images", "labels"):
-            (root / kind / split).mkdir(parents=True)
-        for index in range(count):
-            seed = index + (100 if split == "val" else 0)
-            scene(seed, WIDTH, HEIGHT).save(root / "images" / split / f"{index:02}.png")
-            write_labels(root / "labels" / split / f"{index:02}.txt", list(objects(draw)))
-    YAML.save(root / "data.yaml", {"train": "images/train", "val": "images/val", "names": dict(enumerate(NAMES))})
+    write_data_set(root, {"train": TRAIN, "val": VAL}, lambda: objects(draw), NAMES, ".png")
     return root
 
 
@@ -413,8 +405,8 @@ def test_a_convolution_that_overflows_in_float16_is_found(checkpoint, healthy):
     model = YOLO(checkpoint())
     sound = ExaminedModel(model, 64)
     block = model.model.model[2].cv1
-    block.conv.weight.data *= 1e6
-    block.bn.running_var *= 1e12  # so that what comes out of the normalisation stays the same
+    block.conv.weight.data *= 1e8
+    block.bn.running_var *= 1e16  # so that what comes out of the normalisation stays the same
     broken = ExaminedModel(model, 64)
     for examined_model in (sound, broken):
         examined_model.find(image)
