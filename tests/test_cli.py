@@ -151,6 +151,29 @@ def test_missing_weights_are_one_sentence():
     assert "'nowhere.pt' are not on this machine" in fail(1, "val", "--weights", "nowhere.pt", "--data", "x.yaml")
 
 
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        (("prune", "--flops", "0.3"), "fastyolo.compress.pruning.prune"),
+        (("quantize",), "fastyolo.compress.quantization.quantize"),
+        (("quantize", "--sensitivity"), "fastyolo.compress.quantization.sensitivity.sensitivity"),
+        (("compress",), "fastyolo.compress.pipeline.compress"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_long_work_says_after_an_interrupt_how_it_goes_on(
+    command: tuple[str, ...], function: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\n")
+    monkeypatch.setattr(function, interrupt)
+    result = run(*command, "--weights", weights, "--data", "data.yaml")
+    assert result.exit_code == 130, result.output
+    assert result.stderr.strip() == "fastyolo: Interrupted; the same command goes on where it stopped."
+
+
 @pytest.mark.parametrize("package", ["torch", "ultralytics"])
 def test_a_missing_package_is_named(package):
     code = f"import sys; sys.modules[{package!r}] = None; from fastyolo.cli import app; app(['predict'])"
