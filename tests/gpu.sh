@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: AGPL-3.0-or-later
+# What only a GPU can show, in one command: tests/gpu.sh FOLDER [STEP...]
+#
+# Leaves in FOLDER a log of each step, the benchmark's results (ops.json), and summary.txt with a line for each step.
+# The exit status is 1 if a step failed; the others run all the same. Steps, in the default order:
+#   build      the package, for this GPU
+#   facts      what the machine and the build are; nothing else runs if torch sees no GPU
+#   tests      pytest -m cuda
+#   enqueue    every plugin's enqueue(), alone and under compute-sanitizer; needs TENSORRT_INCLUDE_DIR
+#   memcheck, racecheck, synccheck   the operators' small cases under that tool of compute-sanitizer
+#   bench      every operator against its peers
+# PYTHON is the interpreter (default: that of .venv, else python3), LIMIT the seconds a step may take (default: 1800).
+set -u
+if [ $# = 0 ]; then
+  sed -n '3,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
+  exit 2
+fi
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+shift
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+steps=${*:-build facts tests enqueue memcheck racecheck synccheck bench}
+default=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
+python=${PYTHON:-$default}
+export CMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES:-native}
+failed=0
+
+build() { "$python" -m pip install --no-build-isolation --no-deps --editable .; }
+
+facts() {
+  nvidia-smi && "$python" -c '
+import fastyolo, torch
+print(fastyolo.build_info())
+print(torch.__version__, torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+fastyolo.ops.nms(torch.zeros(1, 4, device="cuda"), torch.zeros(1, device="cuda"), 0.5)'
+}
+
+tests() { "$python" -m pytest -m cuda; }
+
+# A tool makes kernels ten to a thousand times slower. Without torch's cache, each tensor is an allocation of its own,
+# beyond the end of which the tool sees.
+sanitized() {
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 99 --target-processes all \
+    "$python" -m pytest -m cuda -k "(matches_reference or gradient) and not (bfloat16 or every-score or 1203 or many or 3000 or \
+    clustered or tied or 2049 or 160x160 or 1024)" tests/test_decode_nms.py tests/test_batched_nms.py \
+    tests/test_dfl_decode.py tests/test_eca.py tests/test_dw_sppf.py tests/test_sppf_pool.py
+}
+memcheck() { sanitized memcheck; }
+racecheck() { sanitized racecheck; }
+synccheck() { sanitized synccheck; }
+
+enqueue() {
+  local build=build/gpu library
+  cmake -S . -B $build/cpp -DCMAKE_INSTALL_PREFIX=$build/installed -DTENSORRT_INCLUDE_DIR="$TENSORRT_INCLUDE_DIR" &&
+    cmake --build $build/cpp --parallel && cmake --install $build/cpp &&
+    cmake -S examples/cpp -B $build/examples -DCMAKE_PREFIX_PATH="$PWD/$build/installed" \
+      -DTENSORRT_INCLUDE_DIR="$TENSORRT_INCLUDE_DIR" &&
+    cmake --build $build/examples --parallel --target enqueue_test || return 1
+  library=$(find $build/installed -name libfastyolo_plugins.so)
+  $build/examples/enqueue_test "$library" &&
+    compute-sanitizer --tool memcheck --error-exitcode 99 $build/examples/enqueue_test "$library" &&
+    compute-sanitizer --tool racecheck --error-exitcode 99 $build/examples/enqueue_test "$library"
+}
+
+bench() { "$python" -m fastyolo bench ops --device cuda --json "$out/ops.json"; }
+
+export -f build facts tests sanitized memcheck racecheck synccheck enqueue bench
+export python out
+for step in $steps; do
+  start=$SECONDS
+  timeout --kill-after=10 "${LIMIT:-1800}" bash -uc "$step" > "$out/$step.log" 2>&1
+  status=$?
+  printf '%-10s %s, %d s\n' "$step" "$([ $status = 0 ] && echo passed || echo "FAILED with $status, see $step.log")" \
+    $((SECONDS - start)) | tee -a "$out/summary.txt"
+  if [ $status != 0 ]; then
+    failed=1
+    if [ "$step" = facts ]; then break; fi
+  fi
+done
+exit $failed
