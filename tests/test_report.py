@@ -358,6 +358,14 @@ def test_labels_of_equal_points_stay_apart_and_in_the_chart(summary):
     assert labels[-1] <= charts.BOTTOM
 
 
+def test_a_name_covers_no_other_point():
+    near, beside, far = (charts.Line(index, "a name", ((x, 100.0),)) for index, x in enumerate((130.0, 160.0, 300.0)))
+    anchors = {line.points[0][0]: line.label.anchor for line in charts._labelled([near, far])}
+    assert anchors == {130.0: "start", 300.0: "end"}
+    anchors = {line.points[0][0]: line.label.anchor for line in charts._labelled([near, beside])}
+    assert anchors == {130.0: "end", 160.0: "start"}
+
+
 def test_pictures_show_labels_and_what_the_files_find(summary, written, tmp_path):
     data = write_shapes(tmp_path / "shapes", train=1, val=2, size=SIZE)
     model = YOLO("yolov8n.yaml")

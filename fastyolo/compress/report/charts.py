@@ -22,6 +22,8 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 328, 12, 200  # of the area of the data
 
 _LABEL = 14  # least distance of two labels
 _BESIDE = 10  # their distance to the point
+_LETTER = 7  # the width of a letter, more or less
+_POINT = 4  # the radius of a point
 _ROOM = 0.15  # beyond the least and most accurate point, as a share of their distance
 _TERMS = ("box_loss", "cls_loss", "dfl_loss")  # which every training has; a teacher adds others
 
@@ -197,10 +199,25 @@ def _labelled(lines: Sequence[Line]) -> list[Line]:
     for index in reversed(range(len(heights))):  # those that were pushed out of the chart push back
         heights[index] = min(heights[index], lowest)
         lowest = heights[index] - _LABEL
-    return [replace(line, label=_beside(line.points[0][0], y)) for line, y in zip(downwards, heights, strict=True)]
+    points = [line.points[0] for line in lines]
+    return [replace(line, label=_beside(line, y, points)) for line, y in zip(downwards, heights, strict=True)]
 
 
-def _beside(x: float, y: float) -> Label:
-    """On the side that has more room."""
-    left = x < (LEFT + RIGHT) / 2
-    return Label(x + _BESIDE if left else x - _BESIDE, y, "start" if left else "end")
+def _beside(line: Line, y: float, points: Sequence[Point]) -> Label:
+    """On the side where the name covers no other point; of both such, or neither, on that with more room."""
+    (own,) = line.points
+    right = Label(own[0] + _BESIDE, y, "start")
+    left = Label(own[0] - _BESIDE, y, "end")
+    sides = (right, left) if own[0] < (LEFT + RIGHT) / 2 else (left, right)
+
+    def covers(label: Label) -> bool:
+        width = _LETTER * len(line.name)
+        start = label.x if label.anchor == "start" else label.x - width
+        inside = any(
+            start - _POINT < x < start + width + _POINT and abs(height - y) < _LABEL / 2 + _POINT
+            for x, height in points
+            if (x, height) != own
+        )
+        return inside or start < LEFT or start + width > RIGHT
+
+    return min(sides, key=covers)
