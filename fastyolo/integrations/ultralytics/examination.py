@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class ExaminedModel:
     def find(self, image: npt.NDArray[np.uint8]) -> Detections:
         """The detections in a BGR image [H, W, 3] with a score above 0.001; one thread at a time."""
         with self._turn:
+            torch.set_num_threads(len(os.sched_getaffinity(0)))  # ultralytics leaves a core free, and here that is idle
             if self._unfused is not None:
                 self._measure(image)
             (result,) = self._model.predict(image, **self._settings)
