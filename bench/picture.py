@@ -17,7 +17,8 @@ Group = tuple[str, list[Row]]
 
 def draw(reports: Sequence[Mapping[str, Any]]) -> str:
     """The picture as text; a group without a result file is left out."""
-    groups = [group for group in (_post_processing(reports), _light(reports), _smaller(reports)) if group[1]]
+    made = (_post_processing(reports), _light(reports), _smaller(reports), _whole_path(reports))
+    groups = [group for group in made if group[1]]
     y, body = 10, []
     for title, rows in groups:
         y += ROW + 8
@@ -48,7 +49,7 @@ def _bar(y: int, name: str, share: float, figures: str) -> Iterator[str]:
 def _post_processing(reports: Sequence[Mapping[str, Any]]) -> Group:
     cases = {
         ("decode_nms", "batch 1, conf 0.25, best class"): ("one image", "ultralytics"),
-        ("decode_nms", "batch 32, conf 0.001, multi-label"): ("32 images, scores over 0.001", "ultralytics"),
+        ("decode_nms", "batch 32, conf 0.001, multi-label"): ("32 images, conf 0.001", "ultralytics"),
         ("batched_nms", "30,000 boxes, 80 classes"): ("NMS of 30,000 boxes", "torchvision"),
     }
     rows = []
@@ -86,6 +87,28 @@ def _smaller(reports: Sequence[Mapping[str, Any]]) -> Group:
             sizes = tuple(one["bytes"] / 1e6 for one in (ours, theirs))
             rows.append(("INT8, size of the file", sizes[0] / sizes[1], _of(*sizes, "MB")))
     return "YOLOv8n, pruned and quantised", rows
+
+
+def _whole_path(reports: Sequence[Mapping[str, Any]]) -> Group:
+    rows, title = [], ""
+    for report in reports:
+        if report["kind"] == "compress":
+            light = report["settings"]["light"].removesuffix(".yaml")
+            title = f"fastyolo compress on {report['data']['name']}: the baseline to {light}, pruned, in INT8"
+            first, last = ([stage for stage in report["stages"] if stage["files"]][index] for index in (0, -1))
+            times = tuple(_openvino_ms(stage) for stage in (last, first))
+            rows.append(("time in OpenVINO", times[0] / times[1], _of(*times, "ms")))
+            sizes = tuple(stage["files"][0]["bytes"] / 1e6 for stage in (last, first))
+            rows.append(("size of the file", sizes[0] / sizes[1], _of(*sizes, "MB")))
+    return title, rows
+
+
+def _openvino_ms(stage: Mapping[str, Any]) -> float:
+    """Of the stage's first file that is made for it."""
+    found: float = next(file["latency"] for file in stage["files"] if "openvino" in file["latency"])["openvino"][
+        "median_ms"
+    ]
+    return found
 
 
 def _rows_of(reports: Sequence[Mapping[str, Any]], kind: str) -> Iterator[Mapping[str, Any]]:
