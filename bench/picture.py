@@ -100,6 +100,8 @@ def _whole_path(reports: Sequence[Mapping[str, Any]]) -> Group:
             rows.append(("time in OpenVINO", times[0] / times[1], _of(*times, "ms")))
             sizes = tuple(stage["files"][0]["bytes"] / 1e6 for stage in (last, first))
             rows.append(("size of the file", sizes[0] / sizes[1], _of(*sizes, "MB")))
+            found = tuple(stage["files"][0]["accuracy"]["map50"] for stage in (last, first))
+            rows.append(("mAP50, after few epochs", found[0] / found[1], _of(*found, "")))
     return title, rows
 
 
@@ -118,4 +120,4 @@ def _rows_of(reports: Sequence[Mapping[str, Any]], kind: str) -> Iterator[Mappin
 
 
 def _of(ours: float, theirs: float, unit: str) -> str:
-    return f"{ours:.3g} of {theirs:.3g} {unit}" if theirs < 1000 else f"{ours:,.0f} of {theirs:,.0f} {unit}"
+    return f"{ours:.3g} of {theirs:.3g} {unit}".strip() if theirs < 1000 else f"{ours:,.0f} of {theirs:,.0f} {unit}"
