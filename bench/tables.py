@@ -224,7 +224,7 @@ def render_compress(report: dict[str, Any]) -> str:
     """A line for each model on the way, beside the baseline."""
     settings, data, versions = report["settings"], report["data"], report["environment"]["versions"]
     stages = [stage for stage in report["stages"] if stage["files"]]
-    runtimes = [name for name in RUNTIMES if any(name in _latencies(stage) for stage in stages)]
+    runtimes = [name for name in RUNTIMES if any(name in picture.latencies(stage) for stage in stages)]
     epochs = ", ".join(f"{stage['name']} {stage['epochs']}" for stage in stages if stage["epochs"])
     minutes = sum(stage["seconds"] for stage in report["stages"]) / 60
     lines = [
@@ -242,18 +242,13 @@ def render_compress(report: dict[str, Any]) -> str:
     for stage in stages:
         pairs = [(stage["parameters"], stages[0]["parameters"], 1e6, 2), (stage["flops"], stages[0]["flops"], 1e9, 2)]
         pairs.append((stage["files"][0]["bytes"], stages[0]["files"][0]["bytes"], 1e6, 2))
-        times, first = _latencies(stage), _latencies(stages[0])
+        times, first = picture.latencies(stage), picture.latencies(stages[0])
         pairs += [(times[name]["median_ms"], first[name]["median_ms"], 1, 1) for name in runtimes]
         cells = [f"{value / unit:.{digits}f} ({value / whole:.0%})" for value, whole, unit, digits in pairs]
         accuracy, reference = (of["files"][0]["accuracy"] for of in (stage, stages[0]))
         cells += [f"{accuracy[key]:.4f} ({accuracy[key] - reference[key]:+.4f})" for key in ("map50", "map50_95")]
         lines.append(f"| {stage['title']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _latencies(stage: dict[str, Any]) -> dict[str, Any]:
-    """By runtime, of the stage's file that is made for it: the first one."""
-    return {name: latency for file in reversed(stage["files"]) for name, latency in file["latency"].items()}
 
 
 def render_study(report: dict[str, Any]) -> str:
