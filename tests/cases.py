@@ -626,6 +626,7 @@ CASES = [
         for bias in (True, False)
     ),
     map_case("dw_sppf", "5x5-channels-last", channels_last, kernel=5, channels=13, size=(11, 10)),
+    map_case("dw_sppf", "channels-last-parts", channels_last, batch=1, channels=40, size=(9, 11)),
     map_case("dw_sppf", "float32-parameters", float32=("weight", "bias")),
     *map_cases("sppf_pool"),
     *(map_case("sppf_pool", f"kernel-{size}", kernel_size=size) for size in (1, 3, 7, 13, 15)),
@@ -634,6 +635,8 @@ CASES = [
         for kind in ("tied", "constant")
         for name, layout in (("contiguous", as_it_is), ("channels-last", channels_last))
     ),
+    map_case("sppf_pool", "channels-last-parts", channels_last, batch=1, channels=40, size=(9, 11)),
     map_case("sppf_pool", "nan-channels-last", channels_last, kind="nan", channels=8),
+    map_case("sppf_pool", "nan-channels-last-parts", channels_last, kind="nan", batch=1, channels=40),
     map_case("sppf_pool", "nan-kernel-3", kind="nan", kernel_size=3, channels=8),
 ]

@@ -124,10 +124,7 @@ class GivenBoxes {
 
 Status batched_nms_cpu(const BatchedNmsParams& p, const ParallelFor& parallel_for) {
   const int64_t needed = batched_nms_cpu_workspace_bytes(p, parallel_for.num_threads());
-  if (p.workspace_bytes < needed) {
-    return Status::error("workspace must hold %lld bytes, got %lld", static_cast<long long>(needed),
-                         static_cast<long long>(p.workspace_bytes));
-  }
+  if (const Status status = check_workspace(p.workspace, p.workspace_bytes, needed); !status.ok()) return status;
   return dispatch_dtype<DType::kFloat32, DType::kBFloat16, DType::kFloat64>(
       "boxes and scores", p.dtype, [&](auto dtype) {
         suppress<Element<dtype.value>>(p, parallel_for);
@@ -137,10 +134,7 @@ Status batched_nms_cpu(const BatchedNmsParams& p, const ParallelFor& parallel_fo
 
 Status multiclass_nms_cpu(const MulticlassNmsParams& p, const ParallelFor& parallel_for) {
   const int64_t needed = multiclass_nms_cpu_workspace_bytes(p, parallel_for.num_threads());
-  if (p.workspace_bytes < needed) {
-    return Status::error("workspace must hold %lld bytes, got %lld", static_cast<long long>(needed),
-                         static_cast<long long>(p.workspace_bytes));
-  }
+  if (const Status status = check_workspace(p.workspace, p.workspace_bytes, needed); !status.ok()) return status;
   HeadMap scores;  // one level, one row
   scores.data = p.scores;
   scores.height = 1;

@@ -61,6 +61,17 @@ Status Status::error(const char* format, ...) {
   return status;
 }
 
+Status check_workspace(const void* workspace, int64_t bytes, int64_t needed) {
+  if (bytes < needed) {
+    return Status::error("workspace must hold %lld bytes, got %lld", static_cast<Long>(needed),
+                         static_cast<Long>(bytes));
+  }
+  if (!is_aligned(workspace, kWorkspaceAlignment)) {
+    return Status::error("workspace must be aligned to %lld bytes", static_cast<Long>(kWorkspaceAlignment));
+  }
+  return Status{};
+}
+
 Status check_nms_settings(const NmsSettings& s, int64_t classes) {
   if (!is_probability(s.score_threshold)) {
     return Status::error("score_threshold must be in [0, 1], got %g", s.score_threshold);

@@ -143,8 +143,6 @@ __device__ void store_vector(T* p, const Vector<T, kWidth>& vector) {
   *reinterpret_cast<Raw<T, kWidth>*>(p) = to_raw(vector);
 }
 
-inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
-
 // The block's dynamic shared memory: as much as launch_shared() was asked for.
 template <class T>
 __device__ T* shared_memory() {
@@ -190,17 +188,6 @@ inline Status check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return Status{};
   (void)cudaGetLastError();  // reported here, and not again by the caller's next check
   return Status::error("%s failed: %s", what, cudaGetErrorString(error));
-}
-
-inline Status check_workspace(const void* workspace, int64_t bytes, int64_t needed) {
-  if (bytes < needed) {
-    return Status::error("workspace must hold %lld bytes, got %lld", static_cast<long long>(needed),
-                         static_cast<long long>(bytes));
-  }
-  if (!is_aligned(workspace, kWorkspaceAlignment)) {
-    return Status::error("workspace must be aligned to %lld bytes", static_cast<long long>(kWorkspaceAlignment));
-  }
-  return Status{};
 }
 
 // Lays out a workspace, region after region.

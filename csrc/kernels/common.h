@@ -60,7 +60,11 @@ constexpr T ceil_div(T a, T b) {
 // Workspace regions start on cache lines.
 constexpr int64_t kWorkspaceAlignment = 256;
 
+inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
 constexpr int64_t align_up(int64_t bytes) { return ceil_div(bytes, kWorkspaceAlignment) * kWorkspaceAlignment; }
+
+Status check_workspace(const void* workspace, int64_t bytes, int64_t needed);
 
 // Indices inside a tensor are 32-bit on the GPU; the edge refuses anything larger with a sentence.
 constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;

@@ -181,7 +181,7 @@ Status dw_sppf_backward_cpu(const DwSppfParams& params, const ParallelFor& paral
 }
 
 int64_t sppf_pool_cpu_workspace_bytes(const SppfPoolParams& p, int num_threads) {
-  return SppfPoolWorkspace(p, false, num_threads).bytes;
+  return goes_by_pixels(p) ? SppfPoolPixels(p, num_threads).bytes() : SppfPoolWorkspace(p, false, num_threads).bytes;
 }
 
 Status sppf_pool_cpu(const SppfPoolParams& params, const ParallelFor& parallel_for) {

@@ -89,10 +89,7 @@ class DflBoxes {
 
 Status decode_nms_cpu(const DecodeNmsParams& p, const ParallelFor& parallel_for) {
   const int64_t needed = decode_nms_cpu_workspace_bytes(p, parallel_for.num_threads());
-  if (p.workspace_bytes < needed) {
-    return Status::error("workspace must hold %lld bytes, got %lld", static_cast<long long>(needed),
-                         static_cast<long long>(p.workspace_bytes));
-  }
+  if (const Status status = check_workspace(p.workspace, p.workspace_bytes, needed); !status.ok()) return status;
   const DetectionTask task{p.cls_maps,
                            p.levels,
                            p.batch,

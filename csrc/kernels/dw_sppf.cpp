@@ -4,8 +4,9 @@
 // padding of its row and the left padding of the next, so a tile is one flat array: every tap is a constant distance,
 // vectors run across row ends and even 20 columns waste few lanes. A mask puts the zeros back as results are stored.
 // Rows a dilation apart share their taps' loads: a load that crosses a cache line costs two, and 9 loads for 9
-// multiply-adds would bound the time. For channels_last a cell of the tile is a vector of channels instead of an
-// element; distances are kLanes times longer and nothing else changes.
+// multiply-adds would bound the time. For channels_last, backward and in float64, a cell of the tile is a vector of
+// channels instead of an element; distances are kLanes times longer and nothing else changes. What else is
+// channels_last goes by whole pixels (dw_sppf_channels_last.cpp).
 //
 // A plane passes in steps of some rows, each stage a radius behind the one before, so that the stores of one step drain
 // while the next computes. When a tall plane has filled the tiles, the rows that are still needed move to their top:
@@ -13,23 +14,21 @@
 //
 // Backward runs the chain again and back in the same way. The gradient of stage i's input at a pixel and the gradients
 // of its weights from that pixel take the same values of the gradient of its output: one load, two multiply-adds.
-#include "dw_sppf.h"
-
 #include <algorithm>
 
 #include "dispatch.h"
+#include "dw_sppf_channels_last.h"
+#include "dw_sppf_stage.h"
+#include "pixel_parts.h"
 #include "planes.h"
 
 namespace fastyolo {
 namespace FASTYOLO_ISA {
 namespace {
 
-constexpr int kStages = kDwSppfStages;
 constexpr int64_t kTileBudget = 512 * 1024;  // bytes of a thread's tiles, if the steps allow: a second-level cache's
 constexpr int64_t kMinStepRows = 8;
-constexpr int64_t kMaxStepRows = 20;      // few enough that their stores drain while the next step computes
-constexpr int64_t kGrainElements = 8192;  // ~10 us of work: less is not worth a thread
-constexpr int kBlockRows = 5;             // divides the 10, 20 and 40 pairs of rows of YOLO's maps
+constexpr int64_t kMaxStepRows = 20;  // few enough that their stores drain while the next step computes
 
 int64_t tiles_of(const DwSppfParams& p, bool backward) {
   if (!backward) return 1 + kStages;                             // x and every stage
@@ -98,30 +97,6 @@ Vec<C> keep(Vec<C> v, Mask<C> mask) {
   return (Vec<C>)((Mask<C>)v & mask);
 }
 
-// Where exp_nonpositive() has become infinity: its float32 steps hold for positive numbers too, up to 127.5 ln 2.
-template <class C>
-constexpr C kExpOverflow = static_cast<C>(sizeof(C) == 4 ? 88.5 : 1000);
-
-template <class C>
-struct Activated {
-  Vec<C> value;
-  Vec<C> slope;  // of silu alone
-};
-
-template <Activation A, class C>
-Activated<C> activate(Vec<C> z) {
-  if constexpr (A == Activation::kSilu) {
-    // e^-z overflows where the sigmoid is nothing beside 1: silu(-inf) is -inf * 0, NaN, as in torch.
-    const Vec<C> sigmoid = 1 / (1 + exp_nonpositive(min(splat(kExpOverflow<C>), -z)));
-    const Vec<C> value = z * sigmoid;
-    return {value, fma(value, 1 - sigmoid, sigmoid)};
-  } else if constexpr (A == Activation::kRelu) {
-    return {max(Vec<C>{}, z), Vec<C>{}};
-  } else {
-    return {z, Vec<C>{}};
-  }
-}
-
 // The gradient before the activation. `state` is the slope for silu and the value for relu, whose gradient passes at
 // NaN as in torch.
 template <Activation A, class C>
@@ -129,22 +104,6 @@ Vec<C> gradient(Vec<C> grad, Vec<C> state) {
   if constexpr (A == Activation::kSilu) return grad * state;
   if constexpr (A == Activation::kRelu) return state <= 0 ? Vec<C>{} : grad;
   return grad;
-}
-
-// What the taps of one stage multiply, a vector each: equal lanes, or one channel per lane.
-template <int K, class C>
-struct Filter {
-  alignas(64) C weight[K * K][kLanes<C>];
-  alignas(64) C bias[kLanes<C>];
-
-  Vec<C> tap(int dy, int dx) const { return load<C>(weight[dy * K + dx]); }
-};
-
-// Hides from the compiler what the pointer is a multiple of: for an unrolled loop it would keep the distances of all
-// loads, in more registers than there are.
-template <class C>
-inline void keep_in_register(const C*& pointer) {
-  asm("" : "+r"(pointer));
 }
 
 // N rows of results `row` elements apart, from `in` at the first result's pixel; each vector is loaded once.
@@ -170,20 +129,6 @@ inline void convolve(const C* in, int64_t row, int64_t column, const Filter<K, C
   }
 }
 
-// Covers elements [offset, end) with vectors: calls body(constant<count>, offset, column) for vectors at
-// offset + i * row, i < count, in blocks of as many rows as there are, up to kBlockRows.
-template <int N = kBlockRows, class Body>
-inline void for_blocks(int64_t offset, int64_t end, int64_t row, int64_t lanes, const Body& body) {
-  for (; end - offset >= N * row; offset += N * row) {
-    for (int64_t v = 0; v < row; v += lanes) body(std::integral_constant<int, N>{}, offset + v, v);
-  }
-  if constexpr (N > 1) {
-    for_blocks<N - 1>(offset, end, row, lanes, body);
-  } else {
-    for (int64_t v = 0; offset + v < end; v += lanes) body(std::integral_constant<int, 1>{}, offset + v, v);
-  }
-}
-
 // One slot's tiles and the planes that pass through them.
 template <class T, int K, Activation A, bool Backward>
 class Chain {
@@ -204,7 +149,9 @@ class Chain {
     image_ = item / plan_.groups;
     channel_ = item % plan_.groups * plan_.cell;
     channels_ = std::min(plan_.cell, p_.channels - channel_);
-    for (int stage = 0; stage < kStages; ++stage) read_filter(stage);
+    for (int stage = 0; stage < kStages; ++stage) {
+      read_filter<T>(p_, stage, channel_, plan_.cell == 1 ? 0 : channels_, filters_[stage]);
+    }
     if constexpr (Backward) std::memset(totals_, 0, sizeof(totals_));
     top_ = -plan_.radius;
     const bool whole = plan_.holds(p_.height);
@@ -260,37 +207,6 @@ class Chain {
   void store_block(int tile, const MutableFeatureMap& map, int block, int64_t first, int64_t last) {
     const Planes<T> planes = planes_of<T>(map, image_, block * p_.channels + channel_, channels_);
     store_rows(row(tile, first), plan_.pitch, first, last, p_.width, plan_.cell, planes);
-  }
-
-  // A parameter of neighbouring channels, `row` elements from one to the next.
-  template <class P>
-  static Vec<C> gather(const P* data, int64_t channels, int64_t row) {
-    Vec<C> v{};
-    for (int64_t c = 0; c < channels; ++c) v[c] = convert<C>(data[c * row]);
-    return v;
-  }
-
-  template <class P>
-  void read_filter(int stage, const P* weight, const P* bias) {
-    Filter<K, C>& filter = filters_[stage];
-    const int64_t channel = stage * p_.channels + channel_;
-    weight += channel * kTaps;
-    if (plan_.cell == 1) {
-      for (int t = 0; t < kTaps; ++t) store(filter.weight[t], splat(convert<C>(weight[t])));
-      store(filter.bias, splat(bias ? convert<C>(bias[channel]) : C{}));
-    } else {
-      for (int t = 0; t < kTaps; ++t) store(filter.weight[t], gather(weight + t, channels_, kTaps));
-      store(filter.bias, bias ? gather(bias + channel, channels_, 1) : Vec<C>{});
-    }
-  }
-
-  void read_filter(int stage) {
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      if (p_.weight_dtype == DType::kBFloat16) {
-        return read_filter(stage, static_cast<const T*>(p_.weight), static_cast<const T*>(p_.bias));
-      }
-    }
-    read_filter(stage, static_cast<const C*>(p_.weight), static_cast<const C*>(p_.bias));
   }
 
   // Brings in rows [done_rows, next_rows) of the input and all else as far as they allow.
@@ -496,10 +412,8 @@ Status run(const DwSppfParams& p, const ParallelFor& parallel_for) {
   return dispatch_dtype<DType::kFloat32, DType::kBFloat16, DType::kFloat64>("x", p.dtype, [&](auto dtype) {
     using T = Element<dtype.value>;
     const Plan<Compute<T>> plan(p, Backward, parallel_for.num_threads());
-    if (p.workspace_bytes < plan.bytes()) {
-      return Status::error("workspace must hold %lld bytes, got %lld", static_cast<long long>(plan.bytes()),
-                           static_cast<long long>(p.workspace_bytes));
-    }
+    const Status status = check_workspace(p.workspace, p.workspace_bytes, plan.bytes());
+    if (!status.ok()) return status;
     if (p.kernel == 3) {
       pass_planes<Backward, T, 3>(p, plan, parallel_for);
     } else {
@@ -518,11 +432,12 @@ int64_t workspace_bytes(const DwSppfParams& p, bool backward, int num_threads) {
 }  // namespace
 
 int64_t dw_sppf_cpu_workspace_bytes(const DwSppfParams& params, int num_threads) {
-  return workspace_bytes(params, false, num_threads);
+  return goes_by_pixels(params) ? dw_sppf_pixels_workspace_bytes(params, num_threads)
+                                : workspace_bytes(params, false, num_threads);
 }
 
 Status dw_sppf_cpu(const DwSppfParams& params, const ParallelFor& parallel_for) {
-  return run<false>(params, parallel_for);
+  return goes_by_pixels(params) ? dw_sppf_pixels(params, parallel_for) : run<false>(params, parallel_for);
 }
 
 int64_t dw_sppf_backward_cpu_workspace_bytes(const DwSppfParams& params, int num_threads) {

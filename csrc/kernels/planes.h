@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of a feature map between memory of any strides and a tile of the kernel's own. A tile holds cells: one channel's
-// pixel, or for channels_last the pixel's values of kLanes neighbouring channels, which are contiguous in memory and
-// fill one vector. Included by kernel sources only, which are compiled once per instruction set.
+// pixel, or for channels_last the pixel's values of neighbouring channels, which are contiguous in memory and fill one
+// or more vectors. Included by kernel sources only, which are compiled once per instruction set.
 #pragma once
 
 #include <algorithm>
@@ -40,19 +40,20 @@ inline bool is_channels_last(const FeatureMap& map, int64_t channels, int64_t la
 }
 
 // Walks a row of `width` cells of `cell` lanes: whole(tile offset, map offset) for vectors that are contiguous on both
-// sides, single(tile offset, map offset) for all else. Where a row does not divide into vectors, the last two overlap.
+// sides, single(tile offset, map offset) for all else. Where a row of single elements does not divide into vectors, the
+// last two overlap.
 template <class C, class T, class Whole, class Single>
 inline void walk_row(const Planes<T>& planes, int64_t width, int64_t cell, Whole&& whole, Single&& single) {
   constexpr int kWidth = kLanes<C>;
   if (cell == 1 && planes.stride_w == 1 && width >= kWidth) {
     for (int64_t w = 0; w < width - kWidth; w += kWidth) whole(w, w);
     whole(width - kWidth, width - kWidth);
-  } else if (cell == kWidth && planes.stride_c == 1 && planes.channels == kWidth) {
-    for (int64_t w = 0; w < width; ++w) whole(w * kWidth, w * planes.stride_w);
-  } else {
-    for (int64_t w = 0; w < width; ++w) {
-      for (int64_t c = 0; c < planes.channels; ++c) single(w * cell + c, w * planes.stride_w + c * planes.stride_c);
-    }
+    return;
+  }
+  const int64_t vectors = cell > 1 && planes.stride_c == 1 ? planes.channels / kWidth * kWidth : 0;
+  for (int64_t w = 0; w < width; ++w) {
+    for (int64_t c = 0; c < vectors; c += kWidth) whole(w * cell + c, w * planes.stride_w + c);
+    for (int64_t c = vectors; c < planes.channels; ++c) single(w * cell + c, w * planes.stride_w + c * planes.stride_c);
   }
 }
 

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // The three chained max pools of SPPF on the CPU. A tile, one plane or for channels_last one vector of channels, is
 // read once and stays in the first- or second-level cache through all stages; every stage is written once, straight
-// into the concatenation. A window's maximum is separable: first along rows, then along columns. Rows are kept apart by
-// a gap of -inf half a window wide, the right padding of one row and the left padding of the next, so that the tile is
-// a single run of elements to the pass along rows and narrow planes fill vectors.
+// into the concatenation. (Forward in channels_last goes by whole pixels, sppf_pool_channels_last.cpp, but in float64.)
+// A window's maximum is separable: first along rows, then along columns. Rows are kept apart by a gap of -inf half a
+// window wide, the right padding of one row and the left padding of the next, so that the tile is a single run of
+// elements to the pass along rows and narrow planes fill vectors.
 //
 // Backward runs the stages again and keeps which neighbour won: the leftmost column of each row's window, then the
 // topmost row, which together are the first maximum in row-major order. The gradient goes back the same two steps, and
 // each element collects from the windows that chose it, so nothing is scattered. A NaN beats what was chosen before it,
 // which makes the last one win, as in torch.
-#include "sppf_pool.h"
-
 #include <algorithm>
 #include <limits>
 
 #include "dispatch.h"
 #include "planes.h"
+#include "sppf_pool_channels_last.h"
+#include "sppf_pool_maximum.h"
 #include "sppf_pool_workspace.h"
 
 namespace fastyolo {
@@ -55,38 +56,7 @@ struct Rows {
         skipped(first - (y - tile.radius)) {}
 };
 
-// True where b replaces a as the maximum. With Special there may be NaN.
-template <bool Special, class C>
-auto beats(Vec<C> b, Vec<C> a) {
-  if constexpr (Special) {
-    return (b > a) | (b != b);
-  } else {
-    return b > a;
-  }
-}
-
-template <bool Special, class C>
-Vec<C> larger(Vec<C> b, Vec<C> a) {
-  if constexpr (Special) {
-    return beats<true, C>(b, a) ? b : a;
-  } else {
-    return max(b, a);
-  }
-}
-
-// out[i] = the maximum of in[i + j * stride] over j < count, for i < size and up to a vector beyond.
-template <int Count, bool Special, class C>
-void window_max(const C* in, int64_t stride, int64_t count, C* out, int64_t size) {
-  for (int64_t i = 0; i < size; i += kLanes<C>) {
-    Vec<C> best = load<C>(in + i);
-    for (int64_t j = 1; j < (Count > 0 ? Count : count); ++j) {
-      best = larger<Special, C>(load<C>(in + i + j * stride), best);
-    }
-    store(out + i, best);
-  }
-}
-
-// The same, and the j that won, plus `skipped`, in choice[i].
+// window_max, and the j that won, plus `skipped`, in choice[i].
 template <int Count, bool Special, class C>
 void window_choice(const C* in, int64_t stride, int64_t count, int64_t skipped, C* out, C* choice, int64_t size) {
   for (int64_t i = 0; i < size; i += kLanes<C>) {
@@ -303,6 +273,8 @@ Status run(const SppfPoolParams& p, const ParallelFor& parallel_for) {
       const Tile tile{p.height, p.width, p.kernel / 2, cell};
       const int64_t tiles = ceil_div(p.channels, cell);  // per image
       const SppfPoolWorkspace sizes(p, Backward, parallel_for.num_threads());
+      const Status status = check_workspace(p.workspace, p.workspace_bytes, sizes.bytes);
+      if (!status.ok()) return status;
       parallel_for(sizes.regions, 1, [&](int64_t begin, int64_t end) {
         for (int64_t region = begin; region < end; ++region) {
           const auto buffer = [&](int64_t i) {
@@ -332,7 +304,7 @@ Status run(const SppfPoolParams& p, const ParallelFor& parallel_for) {
 }  // namespace
 
 Status sppf_pool_cpu(const SppfPoolParams& params, const ParallelFor& parallel_for) {
-  return run<false>(params, parallel_for);
+  return goes_by_pixels(params) ? sppf_pool_pixels(params, parallel_for) : run<false>(params, parallel_for);
 }
 
 Status sppf_pool_backward_cpu(const SppfPoolParams& params, const ParallelFor& parallel_for) {

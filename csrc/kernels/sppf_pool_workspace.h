@@ -1,13 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-// How sppf_pool divides its workspace on the CPU.
+// How sppf_pool divides its work and its workspace on the CPU.
 #pragma once
 
 #include <algorithm>
 
+#include "pixel_parts.h"
 #include "sppf_pool.h"
 
 namespace fastyolo {
 namespace {
+
+// Forward, by pixels.
+struct SppfPoolPixels : PixelParts {
+  int64_t rows;  // of a slot: of x and the stages, and of each stage's input the maxima along a window's rows
+  int64_t row;   // elements of a row with its padding
+  int64_t slot_bytes;
+
+  SppfPoolPixels(const SppfPoolParams& p, int num_threads)
+      : PixelParts(p, rows_of(p) * width_of(p) * kUnit * kElementBytes, 1 << 12, num_threads),
+        rows(rows_of(p)),
+        row(width_of(p) * channels),
+        slot_bytes(align_up(rows * row * kElementBytes)) {}
+
+  int64_t bytes() const { return slots * slot_bytes; }
+
+ private:
+  static constexpr int64_t kElementBytes = sizeof(float);
+
+  static int64_t rows_of(const SppfPoolParams& p) { return 1 + kSppfStages * (1 + p.kernel); }
+  static int64_t width_of(const SppfPoolParams& p) { return p.width + p.kernel - 1; }
+};
 
 // One region serves one thread at a time, which takes tiles of an image's planes in turn.
 struct SppfPoolWorkspace {
