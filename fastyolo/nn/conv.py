@@ -13,6 +13,12 @@ class Conv(nn.Module):
     Its parameters have the names that ultralytics' Conv gives them, and its batch normalisation has the constants that
     ultralytics sets, so weights can be passed from one to the other.
 
+    Weights start from a normal distribution of standard deviation 0.02, ConvNeXt's (https://arxiv.org/abs/2201.03545),
+    and not from torch's, which is wider the fewer inputs a filter has. The normalisation behind it makes the size of the
+    weights meaningless to the result, but not to training: Adam moves each weight by about the learning rate, however
+    large it is, so the wide weights of depthwise, grouped and narrow convolutions turn several times more slowly than
+    those of the dense ones that learning rates are chosen for.
+
     Args:
         c1: channels of x.
         c2: channels of the result.
@@ -35,6 +41,7 @@ class Conv(nn.Module):
         if groups < 1 or c1 % groups or c2 % groups:
             raise ValueError(f"groups must divide c1 and c2, got {groups} for {c1} and {c2} channels")
         self.conv = nn.Conv2d(c1, c2, k, s, k // 2, groups=groups, bias=False)
+        nn.init.normal_(self.conv.weight, std=0.02)
         self.bn = nn.BatchNorm2d(c2, eps=1e-3, momentum=0.03)
         self.act = nn.SiLU() if act else nn.Identity()
 
