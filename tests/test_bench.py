@@ -115,6 +115,25 @@ def test_one_op(tmp_path):
     assert report["left_out"] == ["torch.compile takes too long for a quick run"]
 
 
+def test_an_interrupt_leaves_what_has_been_measured(tmp_path, monkeypatch):
+    visit, visited = bench.visit_in_turns, []
+
+    def interrupted_at_the_second(*arguments, **settings):
+        if visited:
+            raise KeyboardInterrupt
+        visited.append(True)
+        return visit(*arguments, **settings)
+
+    monkeypatch.setattr(bench, "visit_in_turns", interrupted_at_the_second)
+    file = tmp_path / "ops.json"
+    ops = ("--op", "dfl_decode", "--op", "nms")
+    done = CliRunner().invoke(app, ["bench", "ops", "--quick", *ops, "--json", str(file)])
+    assert done.exit_code == 130, done.output
+    assert done.stderr == "fastyolo: Interrupted; the results are those of the cases until then.\n"
+    assert {row["op"] for row in json.loads(file.read_text())["results"]} == {"dfl_decode"}
+    assert "dfl_decode" in done.stdout
+
+
 def test_peers_that_are_not_there_are_left_out(monkeypatch):
     for module in (nms, onnx_nms, feature_maps, bench):
         monkeypatch.setattr(module, "installed_version", lambda package: None)

@@ -109,6 +109,11 @@ def test_conv_is_a_convolution_with_normalisation_and_silu(settings):
     torch.testing.assert_close(module(x), expected)
 
 
+def test_weights_start_at_one_scale_whatever_the_inputs_of_a_filter():
+    for conv in (Conv(256, 256, 3, groups=256), Conv(96, 96, 3, groups=6), Conv(32, 256), Conv(64, 64, 3)):
+        assert 0.019 < conv.conv.weight.std() < 0.021
+
+
 def test_ds_conv_is_depthwise_then_pointwise():
     torch.manual_seed(0)
     module, x = seasoned(DSConv(8, 12, 5, 2)), feature_map()

@@ -18,7 +18,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from fastyolo._files import replacing, write_json
-from fastyolo.cli.common import Debug, DeviceName, Json, load_detector, progress_bar, reporting, writable
+from fastyolo.cli.common import Debug, DeviceName, Json, load_detector, progress_bar, report, reporting, writable
 
 bench_app = typer.Typer(help="Measure this machine.", rich_markup_mode="rich")
 
@@ -180,18 +180,29 @@ def ops(
         roofline = measure(target)
         with progress_bar(console) as progress:
             task = progress.add_task("bench", total=None)
+            cases = bench.cases(names, inputs, choice)
 
             def advance(case: Any) -> None:
                 progress.update(task, advance=1, description=f"{case.op}, {case.name}")
 
-            cases = bench.cases(names, inputs, choice)
-            results = list(bench.run(cases, target, roofline, quick=quick, on_visit=advance))
+            results: list[dict[str, Any]] = []
+            interrupted = False
+            try:
+                for row in bench.run(cases, target, roofline, quick=quick, on_visit=advance):
+                    results.append(row)  # noqa: PERF402 - what is there stays when the next one is interrupted
+            except KeyboardInterrupt:
+                if not results:
+                    raise
+                interrupted = True
         console.print(_bench_table(results, maps_source))
         console.print(
             f"This machine: {roofline.flops / 1e9:.0f} GFLOP/s in float32, a copy of {roofline.bytes / 1e9:.1f} GB/s."
         )
         if json:
             write_json(json, bench.report(results, target, roofline, maps_source, left_out))
+        if interrupted:
+            report("Interrupted; the results are those of the cases until then.")
+            raise typer.Exit(130)
 
 
 @bench_app.command(

@@ -14,10 +14,10 @@ class Conv(nn.Module):
     ultralytics sets, so weights can be passed from one to the other.
 
     Weights start from a normal distribution of standard deviation 0.02, ConvNeXt's (https://arxiv.org/abs/2201.03545),
-    and not from torch's, which is wider the fewer inputs a filter has. The normalisation behind it makes the size of the
-    weights meaningless to the result, but not to training: Adam moves each weight by about the learning rate, however
-    large it is, so the wide weights of depthwise, grouped and narrow convolutions turn several times more slowly than
-    those of the dense ones that learning rates are chosen for.
+    and not from torch's, which is wider the fewer inputs a filter has. The normalisation behind it makes the size of
+    the weights meaningless to the result, but not to training: Adam moves each weight by about the learning rate,
+    however large it is, so the wide weights of depthwise, grouped and narrow convolutions turn several times more
+    slowly than those of the dense ones that learning rates are chosen for.
 
     Args:
         c1: channels of x.
