@@ -10,6 +10,8 @@
 namespace fastyolo {
 namespace {
 
+constexpr int64_t kPoolGrainElements = 1 << 12;  // of x: ~5 us of work, less is not worth a thread
+
 // Forward, by pixels.
 struct SppfPoolPixels : PixelParts {
   int64_t rows;  // of a slot: of x and the stages, and of each stage's input the maxima along a window's rows
@@ -17,7 +19,7 @@ struct SppfPoolPixels : PixelParts {
   int64_t slot_bytes;
 
   SppfPoolPixels(const SppfPoolParams& p, int num_threads)
-      : PixelParts(p, rows_of(p) * width_of(p) * kUnit * kElementBytes, 1 << 12, num_threads),
+      : PixelParts(p, rows_of(p) * width_of(p) * kUnit * kElementBytes, kPoolGrainElements, num_threads),
         rows(rows_of(p)),
         row(width_of(p) * channels),
         slot_bytes(align_up(rows * row * kElementBytes)) {}
@@ -33,7 +35,6 @@ struct SppfPoolPixels : PixelParts {
 
 // One region serves one thread at a time, which takes tiles of an image's planes in turn.
 struct SppfPoolWorkspace {
-  static constexpr int64_t kShareElements = 1 << 12;  // of x: ~5 us of work, less is not worth a thread
   static constexpr int64_t kMaxVectorBytes = 64;
 
   int64_t regions;
@@ -45,8 +46,8 @@ struct SppfPoolWorkspace {
     const int64_t element_bytes = p.dtype == DType::kFloat64 ? 8 : 4;
     const int64_t max_lanes = kMaxVectorBytes / element_bytes;
     const int64_t max_cell = p.x.stride_c == 1 ? max_lanes : 1;
-    regions =
-        std::clamp<int64_t>(p.batch * p.channels * p.height * p.width / kShareElements, 1, std::max(1, num_threads));
+    regions = std::clamp<int64_t>(p.batch * p.channels * p.height * p.width / kPoolGrainElements, 1,
+                                  std::max(1, num_threads));
     buffers = backward ? 2 + 2 * kSppfStages : 2;
     buffer_bytes = align_up(elements(p, max_cell, max_lanes) * element_bytes);
     bytes = regions * buffers * buffer_bytes;
