@@ -34,6 +34,13 @@ def test_default_kernel(device: str) -> None:
     assert torch.equal(sppf_pool(x), sppf_pool(x, kernel_size=5))
 
 
+@pytest.mark.parametrize("size", [(0, 4), (4, 0), (0, 0)])
+@pytest.mark.parametrize("kernel", [1, 5])
+def test_empty_maps_in_channels_last(size: tuple[int, int], kernel: int) -> None:
+    x = torch.empty_strided((1, 16, *size), (256, 1, 64, 16))
+    assert sppf_pool(x, kernel_size=kernel).shape == (1, 64, *size)
+
+
 def jacobian(function: object, x: Tensor) -> Tensor:
     """d function(x)[0, o] / d x[0, i] as [outputs, pixels]: each image of a batch gives one output's gradient."""
     outputs = 4 * x.numel()

@@ -25,7 +25,8 @@ struct PixelParts {
   PixelParts(const Params& p, int64_t unit_bytes, int64_t grain, int num_threads) {
     const int64_t threads = std::max(num_threads, 1);
     const int64_t units = std::max<int64_t>(ceil_div(p.channels, kUnit), 1);
-    const int64_t for_cache = ceil_div(units, std::max<int64_t>(kCacheBytes / unit_bytes, 1));
+    const int64_t fitting = kCacheBytes / std::max<int64_t>(unit_bytes, 1);  // a map of no width has none
+    const int64_t for_cache = ceil_div(units, std::max<int64_t>(fitting, 1));
     const int64_t for_threads = ceil_div(threads, std::max<int64_t>(p.batch, 1));
     channels = ceil_div(units, std::min(std::max(for_cache, for_threads), units)) * kUnit;
     parts = ceil_div(p.channels, channels);
