@@ -609,6 +609,7 @@ CASES = [
     *map_cases("eca"),
     *(map_case("eca", f"{taps}-taps", taps=taps) for taps in (1, 5, 7, 9, 31)),
     map_case("eca", "more-taps-than-channels", taps=9, channels=2),
+    map_case("eca", "48-kb", taps=5, batch=1, channels=4, size=(78, 78)),  # in CUDA's shared memory, the means included
     map_case("eca", "float32-weight", float32=("weight",)),
     *map_cases("dw_sppf"),
     *(

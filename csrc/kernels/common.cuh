@@ -210,13 +210,15 @@ T* region(void* workspace, int64_t offset) {
 constexpr int64_t kDefaultSharedBytes = 48 << 10;
 constexpr int64_t kMaxSharedBytes = 64 << 10;
 
+// A kernel that takes dynamic shared memory has no other: __shared__ variables would count towards both limits. Those
+// that ask always ask for the same, since what is asked for stays and holds for the launches of all threads.
 template <class... Params, class... Args>
 Status launch_shared(const char* name, void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes,
                      Stream stream, const Args&... args) {
   if (blocks == 0) return Status{};  // CUDA refuses an empty grid
   if (shared_bytes > kDefaultSharedBytes) {
     const Status status = check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMaxSharedBytes)),
         name);
     if (!status.ok()) return status;
   }

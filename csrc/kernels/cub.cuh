@@ -25,6 +25,7 @@ inline int64_t sort_scratch_bytes(int64_t count) {
 // Sorts pairs by descending key; equal keys keep their order.
 inline Status sort_descending(void* scratch, int64_t scratch_bytes, const uint32_t* keys_in, uint32_t* keys_out,
                               const uint32_t* values_in, uint32_t* values_out, int64_t count, Stream stream) {
+  (void)cudaGetLastError();  // CUB reports what it finds, also an error that the caller has dealt with but not cleared
   auto bytes = static_cast<size_t>(scratch_bytes);
   return check_cuda(radix_sort(scratch, bytes, keys_in, keys_out, values_in, values_out, count, stream), "radix sort");
 }

@@ -30,6 +30,7 @@ constexpr int kChunkWords = kChunk / kWarp;
 constexpr int kDigitBits = 12;
 constexpr int kDigits = 1 << kDigitBits;
 constexpr int kChains = 128;  // kept boxes are chained by label modulo this
+constexpr int kLoads = 4;     // that a thread has in flight where it visits keys
 
 struct NmsShared {
   union {  // one after the other
@@ -55,10 +56,18 @@ struct ListedKeys {
   // f(true, key) for each; f(false, anything) fills up warps.
   template <class F>
   __device__ void visit(const F& f) const {
-    for (uint32_t base = 0; base < count; base += kChunk) {
-      const uint32_t i = base + threadIdx.x;
-      const bool inside = i < count;
-      f(inside, inside ? keys[i] : 0);
+    for (uint32_t base = 0; base < count; base += kLoads * kChunk) {
+      uint64_t loaded[kLoads];
+#pragma unroll
+      for (uint32_t u = 0; u < kLoads; ++u) {
+        const uint32_t i = base + u * kChunk + threadIdx.x;
+        loaded[u] = i < count ? keys[i] : 0;
+      }
+#pragma unroll
+      for (uint32_t u = 0; u < kLoads; ++u) {
+        const uint32_t first = base + u * kChunk;
+        if (first < count) f(first + threadIdx.x < count, loaded[u]);
+      }
     }
   }
 };
@@ -80,10 +89,23 @@ struct MappedKeys {
         const T* data =
             static_cast<const T*>(level.data) + image * level.stride_b + (inside ? level.offset(anchor) : 0);
         const uint32_t index = static_cast<uint32_t>(level.first_anchor + anchor) * scores.classes;
-#pragma unroll 4
-        for (int label = 0; label < scores.classes; ++label) {
-          const float value = inside ? load_float(data + label * level.stride_c) : -kInfinity;
-          f(value > bound && scores.filter.allows(label), make_key(value, index + label));
+        for (int first = 0; first < scores.classes; first += kLoads) {
+          float values[kLoads];
+          bool any = false;
+#pragma unroll
+          for (int u = 0; u < kLoads; ++u) {
+            const int label = first + u;
+            values[u] = inside && label < scores.classes ? load_float(data + label * level.stride_c) : -kInfinity;
+            any |= values[u] > bound;
+          }
+          if (!__any_sync(kAllLanes, any)) continue;
+#pragma unroll
+          for (int u = 0; u < kLoads; ++u) {
+            const int label = first + u;
+            if (label < scores.classes) {
+              f(values[u] > bound && scores.filter.allows(label), make_key(values[u], index + label));
+            }
+          }
         }
       }
     }
@@ -179,6 +201,32 @@ __device__ inline uint64_t sort_chunk(uint32_t size, uint64_t (&keys)[2][kChunk]
   return key;
 }
 
+// Fills in the rivals of each open candidate among the `size` of an opened chunk. A warp takes 32 candidates and a word
+// of rivals at a time, pair after pair of these: with the candidates fixed to the warps, the last would do the most.
+__device__ inline void find_rivals(uint32_t size, float iou_bound, NmsShared& shared) {
+  const int words = static_cast<int>(ceil_div<uint32_t>(size, kWarp));
+  for (int pair = warp_index(); pair < words * (words + 1) / 2; pair += kChunkWords) {
+    int word = 0;  // of the candidates; `w`, of the rivals, is no larger
+    int w = pair;
+    while (w > word) w -= ++word;
+    const int candidate = word * kWarp + lane_index();
+    if (!(shared.bits.open[word] >> lane_index() & 1)) continue;
+    const float4 box = shared.boxes[candidate];
+    const int32_t label = shared.labels[candidate];
+    const uint32_t open = shared.bits.open[w];
+    uint32_t row = 0;
+#pragma unroll 4
+    for (int bit = 0; bit < kWarp; ++bit) {
+      if (!(open >> bit & 1)) continue;
+      const int rival = w * kWarp + bit;
+      if (rival < candidate && shared.labels[rival] == label && suppresses(shared.boxes[rival], box, iou_bound)) {
+        row |= 1u << bit;
+      }
+    }
+    shared.rivals[w][candidate] = row;
+  }
+}
+
 // What run-time thresholds mean for scores and for the IoU.
 template <class Boxes>
 __global__ void bounds_kernel(const float* thresholds, float* bounds) {
@@ -242,25 +290,18 @@ __global__ void __launch_bounds__(kChunk, 2)
       box = boxes.load(image, anchor);
       shared.boxes[thread] = box;
       shared.labels[thread] = group;
-      for (int row = shared.chain_heads[group % kChains]; alive && row >= 0; row = next_in_chain[row]) {
-        alive = !((limits.class_agnostic || out_labels[row] == label) && suppresses(out_boxes[row], box, iou_bound));
+      for (int row = shared.chain_heads[group % kChains]; alive && row >= 0;) {
+        const int next = next_in_chain[row];  // all three loads at once: a chain's time is their latency
+        const int32_t kept_label = out_labels[row];
+        const float4 kept_box = out_boxes[row];
+        alive = !((limits.class_agnostic || kept_label == label) && suppresses(kept_box, box, iou_bound));
+        row = next;
       }
     }
     open_chunk(alive, shared.bits);
     __syncthreads();
-    if (alive) {
-      for (int w = 0; w <= warp_index(); ++w) {
-        uint32_t row = 0;
-        for (uint32_t left = shared.bits.open[w]; left != 0; left &= left - 1) {
-          const int bit = __ffs(left) - 1;
-          const int rival = w * kWarp + bit;
-          if (rival < thread && shared.labels[rival] == group && suppresses(shared.boxes[rival], box, iou_bound)) {
-            row |= 1u << bit;
-          }
-        }
-        shared.rivals[w][thread] = row;
-      }
-    }
+    find_rivals(size, iou_bound, shared);
+    __syncthreads();
     const bool stays = settle_chunk(alive, [&](int w) { return shared.rivals[w][thread]; }, shared.bits);
     int staying;
     const int row = kept + kept_rank(shared.bits, staying);

@@ -193,11 +193,17 @@ struct Gate {
 // --- forward in one launch
 
 // Groups of neighbouring planes of an image, one to a block. In shared memory planes keep their misalignment, so that
-// vectors of device memory are vectors there.
+// vectors of device memory are vectors there. Behind them are the scales of the group and the means that these need.
 struct Groups {
   int planes;          // of a group; 0: where those beside them would cost more than a second pass
   int count;           // of an image
   int plane_elements;  // in shared memory, from plane to plane
+
+  template <class T>
+  int64_t shared_bytes(int taps) const {
+    return int64_t{planes} * plane_elements * static_cast<int64_t>(sizeof(T)) +
+           (2 * int64_t{planes} + taps - 1) * static_cast<int64_t>(sizeof(float));
+  }
 };
 
 template <class T>
@@ -205,9 +211,9 @@ __global__ void __launch_bounds__(kThreads, 4)
     eca_resident_kernel(const Problem p, const FeatureMap x, const MutableFeatureMap y, const Groups groups) {
   constexpr int kWidth = kVectorElements<T>;
   using GlobalPlane = Plane<const T, Layout::kPlanes>;
-  __shared__ float means[kMaxGroup + kMaxEcaTaps - 1];
-  __shared__ float scales[kMaxGroup];
   T* memory = shared_memory<T>();
+  float* scales = reinterpret_cast<float*>(memory + groups.planes * groups.plane_elements);
+  float* means = scales + groups.planes;
 
   const int image = static_cast<int>(blockIdx.x) / groups.count;
   const int first = static_cast<int>(blockIdx.x) % groups.count * groups.planes;
@@ -620,9 +626,8 @@ Status eca(const EcaParams& p, Stream stream) {
     const Layout layout = layout_of<T>(p, {p.x, as_source(p.y)});
     const Groups groups = layout == Layout::kPlanes ? group_planes<T>(p) : Groups{};
     if (groups.planes > 0) {
-      const int64_t shared_bytes = int64_t{groups.planes} * groups.plane_elements * static_cast<int64_t>(sizeof(T));
       return launch_shared("eca_resident_kernel", eca_resident_kernel<T>, p.batch * groups.count, kThreads,
-                           shared_bytes, stream, problem, p.x, p.y, groups);
+                           groups.shared_bytes<T>(problem.taps), stream, problem, p.x, p.y, groups);
     }
     Workspace workspace;
     lay_out(p, false, p.workspace, &workspace);

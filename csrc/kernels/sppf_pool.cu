@@ -64,8 +64,16 @@ constexpr int kWordChannels = 4 / static_cast<int>(sizeof(T));
 
 // The larger one, or NaN if either is.
 __device__ inline float larger(float a, float b) { return a > b || a != a ? a : b; }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800 && CUDART_VERSION < 12020  // which have no __hmax2_nan for these
+template <class Pair>
+__device__ inline Pair larger(Pair a, Pair b) {
+  using T = decltype(a.x);
+  return Pair{from_float<T>(larger(to_float(a.x), to_float(b.x))), from_float<T>(larger(to_float(a.y), to_float(b.y)))};
+}
+#else
 __device__ inline __half2 larger(__half2 a, __half2 b) { return __hmax2_nan(a, b); }
 __device__ inline __nv_bfloat162 larger(__nv_bfloat162 a, __nv_bfloat162 b) { return __hmax2_nan(a, b); }
+#endif
 
 template <class T>
 __device__ Word<T> make_word(T first, T second) {
