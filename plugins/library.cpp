@@ -71,12 +71,21 @@ FASTYOLO_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& c
 #endif
 
 #if FASTYOLO_TENSORRT_8_5
-// Opening the library, as `trtexec --plugins` does, must register the plugins.
+// Opening the library, as `trtexec --plugins` does, must register the plugins. Hosts with plugins of their own, and
+// Python, have opened TensorRT privately.
 __attribute__((constructor)) static void register_creators() {
   using GetRegistry = nvinfer1::IPluginRegistry* (*)();
-  const auto get_registry = reinterpret_cast<GetRegistry>(dlsym(RTLD_DEFAULT, "getPluginRegistry"));
+  void* find = dlsym(RTLD_DEFAULT, "getPluginRegistry");
+  if (void* const library = find ? nullptr : dlopen("libnvinfer.so.8", RTLD_NOLOAD | RTLD_LAZY)) {
+    find = dlsym(library, "getPluginRegistry");
+    dlclose(library);
+  }
+  if (!find) {
+    std::fprintf(stderr, "libfastyolo_plugins.so finds no TensorRT in this program, so it has registered no plugins\n");
+    return;
+  }
   int32_t count = 0;
   nvinfer1::IPluginCreator* const* creators = fastyolo::creators(count);
-  for (int32_t i = 0; get_registry && i < count; ++i) get_registry()->registerCreator(*creators[i], "");
+  for (int32_t i = 0; i < count; ++i) reinterpret_cast<GetRegistry>(find)()->registerCreator(*creators[i], "");
 }
 #endif

@@ -144,12 +144,14 @@ class Plugin {
     return status.ok() ? Op::kCheck(op_.params(tensors, count)) : status;
   }
 
-  // For inputs of this size or smaller: the kernels' workspaces never shrink as sizes grow.
+  // For inputs of this size or smaller: the kernels' workspaces never shrink as sizes grow. With room for the
+  // alignment, which TensorRT promises of tensors but not of this.
   int64_t workspace_bytes(const PluginTensorDesc* inputs, int32_t count) const {
     if constexpr (std::is_null_pointer_v<std::decay_t<decltype(Op::kWorkspaceBytes)>>) {
       return 0;
     } else {
-      return Op::kWorkspaceBytes(op_.params(Tensors(inputs, nullptr), count));
+      const int64_t bytes = Op::kWorkspaceBytes(op_.params(Tensors(inputs, nullptr), count));
+      return bytes == 0 ? 0 : bytes + kWorkspaceAlignment - 1;
     }
   }
 
@@ -163,7 +165,7 @@ class Plugin {
     op_.connect(params, Tensors(output_descs, outputs));
     if constexpr (!std::is_null_pointer_v<std::decay_t<decltype(Op::kWorkspaceBytes)>>) {
       // TensorRT does not tell its size. It is that for the largest shapes, which is enough for these.
-      params.workspace = workspace;
+      params.workspace = reinterpret_cast<void*>(align_up(reinterpret_cast<intptr_t>(workspace)));
       params.workspace_bytes = Op::kWorkspaceBytes(params);
     }
     return Op::kEntry(params, stream);

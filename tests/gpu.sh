@@ -7,10 +7,12 @@
 #   build      the package, for this GPU
 #   facts      what the machine and the build are
 #   tests      pytest -m cuda
-#   enqueue    every plugin's enqueue(), alone and under compute-sanitizer; needs TENSORRT_INCLUDE_DIR
-#   memcheck, racecheck, synccheck   the operators' small cases under that tool of compute-sanitizer
+#   enqueue    every plugin's enqueue()
+#   enqueue_memcheck, enqueue_racecheck   the same under that tool of compute-sanitizer
+#   memcheck, racecheck, synccheck   the operators' small cases under that tool
 #   bench      every operator against its peers
-# PYTHON is the interpreter (default: that of .venv, else python3), LIMIT the seconds a step may take (default: 1800).
+# PYTHON is the interpreter (default: that of .venv, else python3), LIMIT the seconds a step may take (default: 1800),
+# TENSORRT_INCLUDE_DIR the folder of TensorRT's headers (default: those of the PyPI package kernel-lens).
 set -u
 if [ $# = 0 ]; then
   sed -n '3,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
@@ -20,7 +22,7 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-steps=${*:-build facts tests enqueue memcheck racecheck synccheck bench}
+steps=${*:-build facts tests enqueue enqueue_memcheck enqueue_racecheck memcheck racecheck synccheck bench}
 default=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
 python=${PYTHON:-$default}
 export CMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES:-native}
@@ -29,6 +31,13 @@ failed=0
 # Without one, the tests would only be skipped.
 "$python" -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else "tests/gpu.sh: torch sees no GPU.")' ||
   exit 2
+"$python" - <<'END' || exit 2
+from importlib.util import find_spec
+needed = {"pytest": "pytest", "pytest_timeout": "pytest-timeout", "cv2": "opencv-python-headless", "yaml": "pyyaml",
+          "PIL": "pillow", "typer": "typer", "rich": "rich", "pybind11": "pybind11", "scikit_build_core": "scikit-build-core"}
+missing = [package for module, package in needed.items() if find_spec(module) is None]
+raise SystemExit(f"tests/gpu.sh needs more packages: pip install {' '.join(missing)}" if missing else None)
+END
 
 build() { "$python" -m pip install --no-build-isolation --no-deps --editable .; }
 
@@ -54,28 +63,33 @@ memcheck() { sanitized memcheck; }
 racecheck() { sanitized racecheck; }
 synccheck() { sanitized synccheck; }
 
-enqueue() {
-  local build=build/gpu library
-  cmake -S . -B $build/cpp -DCMAKE_INSTALL_PREFIX=$build/installed -DTENSORRT_INCLUDE_DIR="$TENSORRT_INCLUDE_DIR" &&
-    cmake --build $build/cpp --parallel && cmake --install $build/cpp &&
-    cmake -S examples/cpp -B $build/examples -DCMAKE_PREFIX_PATH="$PWD/$build/installed" \
-      -DTENSORRT_INCLUDE_DIR="$TENSORRT_INCLUDE_DIR" &&
-    cmake --build $build/examples --parallel --target enqueue_test || return 1
-  library=$(find $build/installed -name libfastyolo_plugins.so)
-  $build/examples/enqueue_test "$library" &&
-    compute-sanitizer --tool memcheck --error-exitcode 99 $build/examples/enqueue_test "$library" &&
-    compute-sanitizer --tool racecheck --error-exitcode 99 $build/examples/enqueue_test "$library"
+# As a C++ project does it, with a command before the test's if there is one.
+run_enqueue() {
+  local build=build/gpu settings
+  settings=(-DCMAKE_CUDA_ARCHITECTURES="$CMAKE_CUDA_ARCHITECTURES" -DTENSORRT_INCLUDE_DIR="$(tensorrt_headers)")
+  cmake -S . -B $build/cpp -DCMAKE_INSTALL_PREFIX=$build/installed "${settings[@]}" &&
+    cmake --build $build/cpp --parallel "$(nproc)" && cmake --install $build/cpp &&
+    cmake -S examples/cpp -B $build/examples -DCMAKE_PREFIX_PATH="$PWD/$build/installed" "${settings[@]}" &&
+    cmake --build $build/examples --parallel "$(nproc)" --target enqueue_test || return 1
+  "$@" $build/examples/enqueue_test "$(find $build/installed -name libfastyolo_plugins.so)"
 }
+tensorrt_headers() {
+  echo "${TENSORRT_INCLUDE_DIR:-$("$python" -c 'import importlib.util as u; print(*u.find_spec("kernel_lens").submodule_search_locations)')/include/tensorrt}"
+}
+enqueue() { run_enqueue; }
+enqueue_memcheck() { run_enqueue compute-sanitizer --tool memcheck --error-exitcode 99; }
+enqueue_racecheck() { run_enqueue compute-sanitizer --tool racecheck --error-exitcode 99; }
 
 bench() { "$python" -m fastyolo bench ops --device cuda --json "$out/ops.json"; }
 
-export -f build facts tests sanitized memcheck racecheck synccheck enqueue bench
+export -f build facts tests sanitized memcheck racecheck synccheck bench
+export -f run_enqueue tensorrt_headers enqueue enqueue_memcheck enqueue_racecheck
 export python out
 for step in $steps; do
   start=$SECONDS
   timeout --kill-after=10 "${LIMIT:-1800}" bash -uc "$step" > "$out/$step.log" 2>&1
   status=$?
-  printf '%-10s %s, %d s\n' "$step" "$([ $status = 0 ] && echo passed || echo "FAILED with $status, see $step.log")" \
+  printf '%-17s %s, %d s\n' "$step" "$([ $status = 0 ] && echo passed || echo "FAILED with $status, see $step.log")" \
     $((SECONDS - start)) | tee -a "$out/summary.txt"
   [ $status = 0 ] || failed=1
 done

@@ -737,6 +737,7 @@ def test_command_line_prints_the_trtexec_command_even_without_tensorrt(models, t
         app, ["export", "--weights", str(weights), "--format", "engine", "--imgsz", "64", "--dynamic", "--batch", "2"]
     )
     assert result.exit_code == 1
+    assert "To build an engine with TensorRT 10.12: " in result.stdout
     assert f"trtexec --onnx={tmp_path / 'best-tensorrt.onnx'} --saveEngine={tmp_path / 'best.engine'}" in result.stdout
     assert "--maxShapes=images:2x3x64x64" in result.stdout
     assert "libfastyolo_plugins.so" in result.stdout
@@ -760,7 +761,7 @@ def test_without_tensorrt_the_command_is_that_of_10_12(models, tmp_path, monkeyp
     command = engine.trtexec_command(path, tmp_path / "a.engine", half=True)
     assert "--stronglyTyped" in command
     assert "--fp16" not in command
-    assert f"--dynamicPlugins={library if built else library.name}" in command
+    assert f"--dynamicPlugins={library if built else f'./{library.name}'}" in command
 
 
 @pytest.mark.parametrize(

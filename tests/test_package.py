@@ -40,12 +40,12 @@ def python(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 
 def test_import_is_light():
     code = (
-        "import sys, time; start = time.perf_counter(); import fastyolo; seconds = time.perf_counter() - start;"
+        "import sys, time; start = time.process_time(); import fastyolo; seconds = time.process_time() - start;"
         f"print(seconds, *({HEAVY!r} & set(sys.modules)))"
     )
     runs = [python("-c", code, check=True).stdout.split() for _ in range(5)]
     assert all(run[1:] == [] for run in runs)
-    assert min(float(run[0]) for run in runs) < 0.05  # the best of five: what the machine does besides is not ours
+    assert min(float(run[0]) for run in runs) < 0.05  # CPU time, and the best of five: a busy machine must not count
 
 
 def test_attributes_load_on_first_use():

@@ -404,7 +404,7 @@ def pictures(folder: Path, make: Callable[[np.ndarray], np.ndarray], data_set: P
 FOREIGN = {
     "black": lambda image: np.zeros_like(image),
     "white": lambda image: np.full_like(image, 255),
-    "noise": lambda image: np.random.default_rng(0).integers(0, 256, image.shape, np.uint8),
+    "noise": lambda image: np.random.default_rng(0).integers(0, 2, image.shape, np.uint8) * 255,
     "dark": lambda image: image // 8,
 }
 

@@ -3,7 +3,7 @@
 //
 //   fastyolo export --weights yolov8n.pt --format tensorrt-onnx    # on any machine; prints the trtexec command
 //   trtexec --onnx=yolov8n-tensorrt.onnx --saveEngine=yolov8n.engine ...    # on the target
-//   detect yolov8n.engine libfastyolo_plugins.so bus.ppm found.ppm --iterations 200
+//   detect yolov8n.engine ./libfastyolo_plugins.so bus.ppm found.ppm --iterations 200
 //
 // Images are binary PPM (P6), which needs no library: `ffmpeg -i bus.jpg bus.ppm`. All work of an image, from the copy
 // to the GPU to the copies back, is recorded once in a CUDA graph; --iterations times it with and without the graph.

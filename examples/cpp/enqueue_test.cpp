@@ -3,8 +3,8 @@
 // to enqueue(), in each type and format that the plugin offers, with fixed and with dynamic sizes, on a stream and in a
 // graph, against the CPU kernels of fastyolo::kernels. And what the plugins must refuse.
 //
-//   enqueue_test libfastyolo_plugins.so           # exit status 1 if anything differs
-//   compute-sanitizer enqueue_test libfastyolo_plugins.so
+//   enqueue_test ./libfastyolo_plugins.so         # exit status 1 if anything differs
+//   compute-sanitizer enqueue_test ./libfastyolo_plugins.so
 //
 // Without an argument it takes the plugins that are linked into the program itself.
 #include <NvInferRuntime.h>
@@ -574,6 +574,8 @@ bool has_graphs(cudaStream_t stream) {
 
 enum class Mode { kAtOnce, kGraph };
 
+constexpr int64_t kWorkspaceOffset = 64;  // the header promises no alignment of the workspace
+
 void run_call(Layer& layer, const Case& test, const std::vector<Input>& inputs, const Descs& input_descs,
               const Descs& output_descs, const DeviceTensor& workspace, float tolerance, Mode mode,
               cudaStream_t stream) {
@@ -598,7 +600,8 @@ void run_call(Layer& layer, const Case& test, const std::vector<Input>& inputs, 
     for (const auto& tensor : output_tensors) tensor->clear();
   };
   const auto enqueue = [&] {
-    return layer.enqueue(input_descs, output_descs, input_data, output_data, workspace.data(), stream);
+    return layer.enqueue(input_descs, output_descs, input_data, output_data,
+                         static_cast<char*>(workspace.data()) + kWorkspaceOffset, stream);
   };
   clear();
   if (mode == Mode::kGraph) {
@@ -642,7 +645,8 @@ bool run(const Library& library, const Case& test, const Variant& variant, Mode 
   if (!is_offered) return false;
   require(layer.configure(dynamic_inputs, dynamic_outputs), "configurePlugin() fails");
   const auto workspace_bytes = static_cast<int64_t>(layer.workspace_bytes(dynamic_inputs, dynamic_outputs));
-  const DeviceTensor workspace(describe({workspace_bytes}, DataType::kINT8, TensorFormat::kLINEAR), stream);
+  const DeviceTensor workspace(describe({workspace_bytes + kWorkspaceOffset}, DataType::kINT8, TensorFormat::kLINEAR),
+                               stream);
 
   layer.load();
   for (size_t i = 0; i < test.calls.size(); ++i) {

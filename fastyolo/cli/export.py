@@ -135,7 +135,7 @@ def export(
 
             built = target if format is Format.engine else file.with_suffix(".engine")
             command = engine.trtexec_command(file, built, half=half, **build)
-            console.print(f"To build an engine: {command}", markup=False)
+            console.print(f"To build an engine with TensorRT {engine.trtexec_version()}: {command}", markup=False)
             if format is Format.engine:
                 with console.status("build"):
                     engine.build(file, target, half=half, **build)

@@ -13,7 +13,7 @@ from fastyolo.runtime.metadata import INPUT_NAME, Metadata
 
 # Of the command for another machine, where TensorRT or the plugin library is not here to ask.
 _VERSION = "10.12"
-_PLUGINS = "libfastyolo_plugins.so"
+_PLUGINS = "./libfastyolo_plugins.so"
 
 
 def build(
@@ -32,18 +32,22 @@ def build(
     )
 
 
+def trtexec_version() -> str:
+    """Of the installed TensorRT; the flags of 10.12 hold for later ones of 10, where there is none."""
+    return tensorrt.installed_version() or _VERSION
+
+
 def trtexec_command(
     file: Path, path: Path, *, half: bool = False, workspace: float | None = None, timing_cache: Path | None = None
 ) -> str:
-    """The command that builds the same engine, without the metadata; where TensorRT is missing, that of 10.12."""
+    """The command of TensorRT `trtexec_version()` that builds the same engine, without the metadata."""
     profiles, _ = _profiles(file)
-    version = tensorrt.installed_version() or _VERSION
 
     def command(plugins: str | None) -> str:
         return tensorrt.trtexec_command(
             file,
             path,
-            version=version,
+            version=trtexec_version(),
             half=half,
             workspace=workspace,
             timing_cache=timing_cache,

@@ -313,7 +313,7 @@ def _add_profile(builder: Any, config: Any, network: Any, profiles: Mapping[str,
 
 
 def _make_log(trt: Any) -> Any:
-    """TensorRT's messages, in Python's log; remembers the last problem, for an exception's sentence."""
+    """TensorRT's messages, in Python's log; remembers the last of the worst, for an exception's sentence."""
     levels = {
         trt.ILogger.INTERNAL_ERROR: logging.ERROR,
         trt.ILogger.ERROR: logging.ERROR,
@@ -323,14 +323,15 @@ def _make_log(trt: Any) -> Any:
 
     class Log(trt.ILogger):  # type: ignore[misc]
         last_problem = "it does not say why"
+        worst = logging.WARNING
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)  # pybind11 forbids super() here
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, logging.DEBUG)
-            if level >= logging.WARNING:
-                self.last_problem = message
+            if level >= self.worst:
+                self.worst, self.last_problem = level, message
             LOGGER.log(level, message)
 
     return Log()
