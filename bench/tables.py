@@ -254,8 +254,9 @@ def render_compress(report: dict[str, Any]) -> str:
 def render_study(report: dict[str, Any]) -> str:
     """A line for each variant: the means over its seeds, and from the least to the greatest where there are several."""
     recipe, small = report["recipe"], report["small"]
+    origins = "; ".join(dict.fromkeys(_machine({**report, **run}) for run in report["runs"]))
     lines = [
-        f"{_machine(report)}; {report['data']}, from scratch, {recipe['epochs']} epochs at {recipe['imgsz']} pixels, "
+        f"{origins}; {report['data']}, from scratch, {recipe['epochs']} epochs at {recipe['imgsz']} pixels, "
         f"batch {recipe['batch']}, {recipe['amp']}. Recall: of objects under {small['pixels']}² pixels, at IoU "
         f"{small['iou']:g} and a score of {small['score']:g}.",
         "",

@@ -5,16 +5,17 @@ python bench/accuracy/study.py --data deeppcb/data.yaml --runs runs/deeppcb --se
 
 Finished runs are kept and an interrupted one goes on, so the command can be repeated until all is there. Each time it
 evaluates what is finished: bench/results/NAME-DATE.json for the table in README, and bench/accuracy/NAME/ with the log
-of each run and the curves as a picture. NAME is that of the data set's folder.
+of each run and the curves as a picture. NAME is that of the data set's folder. Other runs by the same recipe that the
+newest such file holds, from another machine or of weights that are gone, are taken over with their origin.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -37,6 +38,7 @@ mpl.use("agg")
 from matplotlib import pyplot
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
 AMP = "bf16"
 
 
@@ -63,27 +65,25 @@ VARIANTS = {
 class Run:
     """A variant with a seed, and the folder in which ultralytics keeps it."""
 
-    name: str
+    variant_name: str
     seed: int
-    folder: Path
+    parent: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant_name}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.parent / self.name
 
     @property
     def variant(self) -> Variant:
-        return VARIANTS[self.name]
+        return VARIANTS[self.variant_name]
 
     @property
     def best(self) -> Path:
         return self.folder / "weights" / "best.pt"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "results.csv"
-
-    def rows(self) -> list[dict[str, float]]:
-        """What ultralytics wrote after each epoch."""
-        with self.log.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            return [{name: float(value) for name, value in row.items() if name and value} for row in rows]
 
     def is_finished(self) -> bool:
         """At its end a run strips its checkpoints of what only training needs."""
@@ -105,7 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     parent = arguments.runs.resolve()
-    runs = [Run(name, seed, parent / f"{name}-seed{seed}") for seed in arguments.seeds for name in arguments.variants]
+    runs = [Run(name, seed, parent) for seed in arguments.seeds for name in arguments.variants]
     for run in runs:
         if not (arguments.no_train or run.is_finished()):
             train(run, arguments)
@@ -125,12 +125,26 @@ def main() -> None:
         "environment": environment(),
         "runs": [assess(run, arguments) for run in runs],
     }
+    files = sorted(RESULTS.glob(f"{title}-*.json"))
+    if files:
+        take_over(json.loads(files[-1].read_text(encoding="utf-8")), report)
     logs = HERE / title
     logs.mkdir(exist_ok=True)
     for run in runs:
-        shutil.copyfile(run.log, logs / f"{run.folder.name}.csv")
-    plot(runs, logs / "curves.svg", title)
-    write_json(HERE.parent / "results" / f"{title}-{report['environment']['date'][:10]}.json", report)
+        shutil.copyfile(run.folder / "results.csv", logs / f"{run.name}.csv")
+    plot(report["runs"], logs)
+    write_json(RESULTS / f"{title}-{report['environment']['date'][:10]}.json", report)
+
+
+def take_over(earlier: dict[str, Any], report: dict[str, Any]) -> None:
+    """Add the runs of an earlier report that this one lacks, in the order of the variants; other recipes have none."""
+    same = ("schema", "kind", "device", "data", "recipe", "small")
+    if any(earlier[key] != report[key] for key in same):
+        return
+    runs = {(run["variant"], run["seed"]): {"environment": earlier["environment"], **run} for run in earlier["runs"]}
+    runs |= {(run["variant"], run["seed"]): run for run in report["runs"]}
+    order = list(VARIANTS)
+    report["runs"] = [runs[key] for key in sorted(runs, key=lambda key: (order.index(key[0]), key[1]))]
 
 
 def train(run: Run, arguments: argparse.Namespace) -> None:
@@ -153,13 +167,12 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
         "cache": "ram",
         "pretrained": False,
         "plots": False,
-        "project": str(run.folder.parent),
-        "name": run.folder.name,
+        "project": str(run.parent),
+        "name": run.name,
         "exist_ok": True,
     }
     if run.variant.teacher:
-        teacher = Run(run.variant.teacher, run.seed, run.folder.parent / f"{run.variant.teacher}-seed{run.seed}")
-        overrides["distill_model"] = str(teacher.best)
+        overrides["distill_model"] = str(Run(run.variant.teacher, run.seed, run.parent).best)
     Trainer(overrides=overrides).train()
 
 
@@ -181,7 +194,7 @@ def assess(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     accuracy = evaluate(YOLO(str(run.best)), str(arguments.data.resolve()), arguments.imgsz, device=arguments.device)
     small = accuracy.recall["small"]
     return {
-        "variant": run.name,
+        "variant": run.variant_name,
         "label": run.variant.label,
         "seed": run.seed,
         "mAP50": accuracy.map50,
@@ -191,28 +204,26 @@ def assess(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def plot(runs: list[Run], path: Path, title: str) -> None:
+def plot(runs: list[dict[str, Any]], logs: Path) -> None:
     """Curves of the validation over the epochs, one colour for each variant."""
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axis, metric in zip(axes, ("mAP50", "mAP50-95"), strict=True):
-        for run, colour, label in _styles(runs):
-            rows = run.rows()
-            values = [row[f"metrics/{metric}(B)"] for row in rows]
-            axis.plot([row["epoch"] for row in rows], values, color=colour, linewidth=1.3, label=label)
-        axis.set(xlabel="epoch", title=f"{metric} on {title}")
-        axis.grid(alpha=0.3)
+    colours = dict(zip(VARIANTS, pyplot.colormaps["tab10"].colors, strict=False))
+    named = set()
+    for run in runs:
+        with (logs / f"{run['variant']}-seed{run['seed']}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        label = None if run["variant"] in named else run["label"]
+        named.add(run["variant"])
+        for axis, metric in zip(axes, ("mAP50", "mAP50-95"), strict=True):
+            values = [float(row[f"metrics/{metric}(B)"]) for row in rows]
+            axis.plot(range(1, len(rows) + 1), values, color=colours[run["variant"]], linewidth=1.3, label=label)
+            axis.set(xlabel="epoch", title=f"{metric} on {logs.name}")
+            axis.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
+    path = logs / "curves.svg"
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format="svg", metadata={"Date": None})
     temporary.replace(path)
-
-
-def _styles(runs: list[Run]) -> Iterator[tuple[Run, Any, str | None]]:
-    colours = pyplot.colormaps["tab10"].colors
-    seen = set()
-    for run in runs:
-        yield run, colours[list(VARIANTS).index(run.name)], None if run.name in seen else run.variant.label
-        seen.add(run.name)
 
 
 if __name__ == "__main__":
