@@ -26,8 +26,10 @@ constexpr int kThreads = 320;
 constexpr int kFastKernel = 5;  // the only one of YOLO
 
 // Four blocks with two buffers each fit into the 227 KB of an H100's multiprocessor. A buffer holds a plane of 80x80, 4
-// of 40x40 or 16 of 20x20, whose strips of two columns are as many as a block has threads.
-constexpr int64_t kBufferWords = 6400;
+// of 40x40 or 16 of 20x20, whose strips of two columns are as many as a block has threads; with a few words between
+// planes, 6464 of them.
+constexpr int64_t kBufferWords = 6464;
+constexpr int64_t kBanks = 32;
 constexpr int kStripRows = 10;
 constexpr int64_t kGradientBytes = 50 << 10;  // of shared memory in backward; four blocks as well
 constexpr int64_t kFewBlocks = 512;           // above it, a block takes more planes
@@ -363,19 +365,21 @@ __device__ void pool_strip(const Tile& tile, const Word<T>* from, Word<T>* to, i
 }
 
 // One pool of all planes, after a barrier in the buffer that it returns. kElements takes windows of any size.
+// Neighbouring lanes take the pairs of a row, and then those of the same row in the next plane, where spread_planes()
+// has them go on bank by bank.
 template <class T, Layout kLayout>
 __device__ Word<T>* pool(const Problem& p, const Tile& tile, const Tiling& tiling, Word<T>* from, Word<T>* to) {
   if constexpr (kLayout != Layout::kElements) {
     const int pairs = pitch_of(tile) / 2;
     const int strips = (tile.rows + kStripRows - 1) / kStripRows;
     const Divider by_pairs(pairs);
-    const Divider by_strips(strips);
-    for (int i = static_cast<int>(threadIdx.x); i < tile.planes * strips * pairs; i += kThreads) {
+    const Divider by_planes(tile.planes);
+    for (int i = static_cast<int>(threadIdx.x); i < strips * tile.planes * pairs; i += kThreads) {
       const int line = by_pairs.quotient(i);
-      const int plane = by_strips.quotient(line);
+      const int strip = by_planes.quotient(line);
       const int column = (i - line * pairs) * 2;
-      const int offset = plane * tiling.plane + column;
-      pool_strip<T>(tile, from + offset, to + offset, column, (line - plane * strips) * kStripRows);
+      const int offset = (line - strip * tile.planes) * tiling.plane + column;
+      pool_strip<T>(tile, from + offset, to + offset, column, strip * kStripRows);
     }
     __syncthreads();
     return to;
@@ -602,6 +606,15 @@ Tiling tile_planes(const SppfPoolParams& p, int64_t halo, int64_t capacity, int6
   return tiling;
 }
 
+// Puts words between the planes, so that each begins at the bank at which a row of the one before ends. Vectors of four
+// words stay vectors.
+void spread_planes(const SppfPoolParams& p, Tiling* tiling) {
+  const int64_t columns = std::min(p.width, int64_t{tiling->tile_width} + 2 * tiling->halo);
+  const int64_t pitch = ceil_div<int64_t>(columns, 2) * 2;
+  const int64_t gap = ((pitch - tiling->plane) % kBanks + kBanks) % kBanks;
+  tiling->plane += static_cast<int>(ceil_div<int64_t>(gap, 4) * 4);
+}
+
 // As many of `planes` per image to a block as fit, unless that leaves few blocks; a multiple of `unit`.
 void group_planes(const SppfPoolParams& p, int64_t planes, int64_t capacity, int64_t unit, Tiling* tiling) {
   const int64_t units = planes / unit;
@@ -637,6 +650,7 @@ bool has_pixel_vectors(const SppfPoolParams& p, const Tiling& tiling) {
 template <class T, Layout kLayout>
 Status run_forward(const SppfPoolParams& p, Tiling tiling, Stream stream) {
   constexpr int64_t kUnit = Unit<T, kLayout>::kPlanes;
+  if (kLayout != Layout::kElements) spread_planes(p, &tiling);
   group_planes(p, ceil_div<int64_t>(p.channels, kWordChannels<T>), kBufferWords, kUnit, &tiling);
   const int64_t shared_bytes = 2 * int64_t{tiling.group} * tiling.plane * static_cast<int64_t>(sizeof(Word<T>));
   return launch_shared("sppf_pool_kernel", sppf_pool_kernel<T, kLayout>, blocks_of(p, tiling), kThreads, shared_bytes,
