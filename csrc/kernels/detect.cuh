@@ -204,7 +204,7 @@ __device__ inline uint64_t sort_chunk(uint32_t size, uint64_t (&keys)[2][kChunk]
 // Fills in the rivals of each open candidate among the `size` of an opened chunk. A warp takes 32 candidates and a word
 // of rivals at a time, pair after pair of these: with the candidates fixed to the warps, the last would do the most.
 __device__ inline void find_rivals(uint32_t size, float iou_bound, NmsShared& shared) {
-  const int words = static_cast<int>(ceil_div<uint32_t>(size, kWarp));
+  const int words = (static_cast<int>(size) + kWarp - 1) / kWarp;
   for (int pair = warp_index(); pair < words * (words + 1) / 2; pair += kChunkWords) {
     int word = 0;  // of the candidates; `w`, of the rivals, is no larger
     int w = pair;
