@@ -16,6 +16,8 @@ import pytest
 import torch
 from cases import CASES, DTYPES
 
+torch.backends.cudnn.allow_tf32 = False  # on a GPU, convolutions would differ from the CPU's, and with the algorithm
+
 
 @pytest.fixture
 def data() -> Path:

@@ -11,7 +11,8 @@
 #   enqueue_memcheck, enqueue_racecheck   the same under that tool of compute-sanitizer
 #   memcheck, racecheck, synccheck   the operators' small cases under that tool
 #   bench      every operator against its peers
-# PYTHON is the interpreter (default: that of .venv, else python3), LIMIT the seconds a step may take (default: 1800),
+# PYTHON is the interpreter (default: that of .venv, else python3), LIMIT the seconds a step may take (default: 1800; the
+# benchmark keeps what it has measured until then), BENCH options of the benchmark, as "--op eca --batch 32",
 # TENSORRT_INCLUDE_DIR the folder of TensorRT's headers (default: those of the PyPI package kernel-lens).
 set -u
 if [ $# = 0 ]; then
@@ -80,14 +81,14 @@ enqueue() { run_enqueue; }
 enqueue_memcheck() { run_enqueue compute-sanitizer --tool memcheck --error-exitcode 99; }
 enqueue_racecheck() { run_enqueue compute-sanitizer --tool racecheck --error-exitcode 99; }
 
-bench() { "$python" -m fastyolo bench ops --device cuda --json "$out/ops.json"; }
+bench() { "$python" -m fastyolo bench ops --device cuda --json "$out/ops.json" ${BENCH:-}; }
 
 export -f build facts tests sanitized memcheck racecheck synccheck bench
 export -f run_enqueue tensorrt_headers enqueue enqueue_memcheck enqueue_racecheck
 export python out
 for step in $steps; do
   start=$SECONDS
-  timeout --kill-after=10 "${LIMIT:-1800}" bash -uc "$step" > "$out/$step.log" 2>&1
+  timeout --signal=INT --kill-after=30 "${LIMIT:-1800}" bash -uc "$step" > "$out/$step.log" 2>&1
   status=$?
   printf '%-17s %s, %d s\n' "$step" "$([ $status = 0 ] && echo passed || echo "FAILED with $status, see $step.log")" \
     $((SECONDS - start)) | tee -a "$out/summary.txt"
