@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,9 @@ from fastyolo.bench import model as bench
 from fastyolo.bench import model_table, runtimes
 from fastyolo.bench.footprint import peak_mb
 from fastyolo.cli import app
+from fastyolo.integrations.ultralytics import backends
 from fastyolo.integrations.ultralytics.accuracy import SIZES, Accuracy, evaluate, matched
+from fastyolo.runtime.metadata import Metadata, Nms
 
 
 def square(side: float, x: float = 0.0) -> list[float]:
@@ -306,3 +309,20 @@ def test_wrong_usage(weights: str, status: int, arguments: list[str], sentence: 
     assert done.exit_code == status, done.output
     (line,) = done.stderr.splitlines()
     assert any(part in line for part in sentence.split("|")), line
+
+
+def test_an_engine_with_thresholds_at_run_time_gets_those_of_its_metadata(tmp_path, monkeypatch) -> None:
+    """Its second input is one that ultralytics' backend, which knows of images alone, makes but never fills."""
+    metadata = Metadata("detections", ("a",), (64, 64), 32, nms=Nms(0.25, 0.7, 300, 30000, False, False))
+    thresholds = torch.full((2,), torch.nan)
+    backend = SimpleNamespace(
+        backend=SimpleNamespace(bindings={"images": None, "thresholds": SimpleNamespace(data=thresholds)}),
+        metadata=metadata.properties(),
+        dynamic=False,
+    )
+    monkeypatch.setattr(backends, "AutoBackend", lambda *_, **__: backend)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    file = tmp_path / "best.engine"
+    file.touch()
+    backends.TensorRT(file, 1)
+    assert thresholds.tolist() == pytest.approx([0.25, 0.7])

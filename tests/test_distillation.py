@@ -449,16 +449,16 @@ def test_autocast_on_a_cpu(teacher, batch):
 
 
 @pytest.mark.cuda
-def test_the_teacher_is_half_on_cuda(teacher, batch):
+def test_the_teacher_has_the_precision_of_the_training_on_cuda(teacher, batch):
     student = detector()
     torch.manual_seed(0)
     expected = kd_items(Distillation(copy.deepcopy(student), copy.deepcopy(teacher), Settings()), batch)
     torch.manual_seed(0)
     model = Distillation(student, teacher, Settings()).to("cuda")
-    for amp in (False, True):
-        with torch.autocast("cuda", enabled=amp):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
             items = kd_items(model, {name: value.cuda() for name, value in batch.items()})
-        assert next(teacher.parameters()).dtype == torch.float16
+        assert next(teacher.parameters()).dtype == dtype
         assert items == pytest.approx(expected, rel=0.05)
 
 

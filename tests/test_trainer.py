@@ -731,6 +731,27 @@ def test_the_loss_scale_of_float16_is_written_down(arguments, tmp_path):
     assert [row["amp/scale"] for row in rows(trainer)] == [512.0]
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_resume_on_another_device_keeps_the_columns(interrupted, scaled):
+    """The loss scale is a column of runs that began with one."""
+
+    def scale(trainer: Trainer) -> None:
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if scaled:
+            patch.setattr(Trainer, "_has_loss_scale", lambda trainer: scale(trainer) or True)
+        last = interrupted(1)
+    trainer = Trainer(overrides={"resume": str(last)})
+    if not scaled:
+        trainer.add_callback("on_train_start", scale)
+    trainer.train()
+    scales = [row.get("amp/scale", 0.0) for row in rows(trainer)]
+    assert scales == pytest.approx([512.0, math.nan, math.nan] if scaled else [0.0] * 3, nan_ok=True)
+    findings = examine(trainer.save_dir, vars(trainer.args)).findings
+    assert "overflow in float16" not in [finding.name for finding in findings]
+
+
 def test_report_of_a_run_shorter_than_report_epochs(interrupted):
     folder = interrupted(1).parent.parent  # three epochs, as report_epochs
     assert not (folder / "loss_report.json").exists()

@@ -674,6 +674,30 @@ def test_runs_that_cannot_be_accelerated(models, monkeypatch, backend, reason):
         assert integration._prepare(SimpleNamespace(**{**loaded, **backend})) is None
 
 
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        (("75-real", "80-real"), (8, 6), True),
+        (("75-real", "80-real"), (9, 0), False),
+        (("86-real",), (8, 0), False),
+        (("90-real",), (7, 0), False),
+        (("75-real", "100"), (12, 0), True),  # by its PTX
+        (("90-virtual",), (8, 9), False),
+        (("native",), (7, 0), True),
+    ],
+)
+def test_a_gpu_of_another_architecture_is_left_alone(models, monkeypatch, architectures, capability, runs):
+    monkeypatch.setattr(fastyolo, "build_info", lambda: {"cuda": True, "cuda_architectures": architectures})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda")
+    loaded = SimpleNamespace(format="pt", end2end=False, device=device, model=models("yolov8n").model)
+    reason = integration._why_not_now(loaded)
+    assert (reason is None) == runs
+    if reason:
+        assert f"for the CUDA architectures {', '.join(architectures)}" in reason
+        assert f"compute capability {capability[0]}.{capability[1]}" in reason
+
+
 @pytest.mark.parametrize("model", ["yolov8n.pt", torch.nn.Identity(), None])
 def test_what_is_no_model_is_refused(model):
     with pytest.raises(TypeError, match=f"model must be an ultralytics YOLO object, got {type(model).__name__}"):

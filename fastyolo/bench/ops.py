@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastyolo.bench.cases import CASES, IMAGE_SIZE, OURS, PEERS, Case, Choice, Inputs, Maps
+from fastyolo.bench.cases import CASES, IMAGE_SIZE, OURS, PEERS, Case, Choice, DisagreementError, Inputs, Maps
 from fastyolo.bench.environment import environment, installed_version, why_not_compiled
 from fastyolo.bench.roofline import Roofline
 from fastyolo.bench.timing import (
@@ -46,15 +46,14 @@ def run(
     *,
     quick: bool,
     on_visit: Callable[[Case], None] = lambda case: None,
+    on_disagreement: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
     """Time the cases; each result is a row of the report's `results`.
 
     Cases of an operator that fit into memory together are visited one after the other, VISITS times, for a part of
     their time each: a case is then measured over minutes, and what the machine did for some seconds does not decide
-    about it. `on_visit` is called before each.
-
-    Raises:
-        DisagreementError: fastyolo and a peer gave different answers.
+    about it. `on_visit` is called before each. A case to which fastyolo and a peer give different answers is left out:
+    `on_disagreement` is called with a sentence about it.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -62,8 +61,7 @@ def run(
         torch.backends.cudnn.allow_tf32 = False  # float32 is what it says, for the peers too
     bandwidth = copy_bandwidth() if device.type == "cuda" else None
     for group in _groups(cases):
-        for case in group:
-            case.check()
+        group = [case for case in group if _agrees(case, on_disagreement)]
         # What else runs on a machine shares its CPU, but hardly ever its GPU.
         seconds = 0.2 if quick else 3.0 if device.type == "cpu" else 1.0
         visits, min_visits = (2, 2) if quick else (VISITS, 5)
@@ -78,16 +76,30 @@ def run(
             yield _row(case, timings, device, roofline, bandwidth)
 
 
+def _agrees(case: Case, on_disagreement: Callable[[str], None]) -> bool:
+    try:
+        case.check()
+    except DisagreementError as error:
+        on_disagreement(str(error))
+        return False
+    return True
+
+
 def _groups(cases: Iterable[Case]) -> Iterator[list[Case]]:
     """Consecutive cases of one operator."""
     group: list[Case] = []
     for case in cases:
-        if group and (case.op != group[0].op or sum(held.bytes_moved for held in group) > _HELD_BYTES):
+        if group and (case.op != group[0].op or sum(map(_held_bytes, group)) > _HELD_BYTES):
             yield group
             group = []
         group.append(case)
     if group:
         yield group
+
+
+def _held_bytes(case: Case) -> int:
+    """On CUDA a case has as many sets of inputs, and of the results in its graphs, as exceed the L2 cache."""
+    return case.bytes_moved * len(case.calls[OURS])
 
 
 def _row(
@@ -139,7 +151,7 @@ def report(
         "threads": torch.get_num_threads(),
         "maps": maps_source,
         "left_out": list(left_out),
-        "roofline": {"gflops": round(roofline.flops / 1e9, 1), "gb_per_s": round(roofline.bytes / 1e9, 1)},
+        "roofline": {"gflops": round(roofline.flops / 1e9, 3), "gb_per_s": round(roofline.bytes / 1e9, 3)},
         "environment": environment(),
         "results": list(results),
     }

@@ -186,9 +186,13 @@ def ops(
                 progress.update(task, advance=1, description=f"{case.op}, {case.name}")
 
             results: list[dict[str, Any]] = []
+            disagreements: list[str] = []
             interrupted = False
+            timed = bench.run(
+                cases, target, roofline, quick=quick, on_visit=advance, on_disagreement=disagreements.append
+            )
             try:
-                for row in bench.run(cases, target, roofline, quick=quick, on_visit=advance):
+                for row in timed:
                     results.append(row)  # noqa: PERF402 - what is there stays when the next one is interrupted
             except KeyboardInterrupt:
                 if not results:
@@ -200,9 +204,13 @@ def ops(
         )
         if json:
             write_json(json, bench.report(results, target, roofline, maps_source, left_out))
+        for disagreement in disagreements:
+            report(f"{disagreement}; the case is left out.")
         if interrupted:
             report("Interrupted; the results are those of the cases until then.")
             raise typer.Exit(130)
+        if disagreements:
+            raise typer.Exit(1)
 
 
 @bench_app.command(

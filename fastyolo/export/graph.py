@@ -11,13 +11,12 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from fastyolo.runtime.metadata import Nms, output_names
+from fastyolo.runtime.metadata import THRESHOLDS_NAME, Nms, output_names
 
 OPSET = 17  # what TensorRT 8.6, OpenVINO and ONNX Runtime's quantiser all read
 DOMAIN = "fastyolo"  # of the TensorRT plugins' nodes
 
 PLUGIN_FIELDS = {"plugin_version": "1", "plugin_namespace": ""}  # the parser recognises plugins by these from 10.15 on
-THRESHOLDS = "thresholds"  # the input [2] float32, score and IoU, of graphs whose thresholds are set at run time
 
 
 class _Operators:
@@ -161,8 +160,8 @@ def append_decode_nms(model: ModelProto, nms: Nms, strides: Sequence[int], *, ru
     batch = _sizes(graph.output[0])[0]
     inputs = [output.name for output in graph.output]
     if runtime_thresholds:
-        graph.input.append(helper.make_tensor_value_info(THRESHOLDS, TensorProto.FLOAT, [2]))
-        inputs.append(THRESHOLDS)
+        graph.input.append(helper.make_tensor_value_info(THRESHOLDS_NAME, TensorProto.FLOAT, [2]))
+        inputs.append(THRESHOLDS_NAME)
     fields: dict[str, Any] = {
         name: int(value) if isinstance(value, bool) else value for name, value in asdict(nms).items()
     }

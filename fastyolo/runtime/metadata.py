@@ -20,6 +20,7 @@ QUANTIZATION_KEY = "fastyolo_quantization"  # likewise, of INT8 models; apart, s
 Outputs = Literal["maps", "boxes", "detections"]
 
 INPUT_NAME = "images"  # [B, 3, H, W] float32
+THRESHOLDS_NAME = "thresholds"  # [2] float32, score and IoU, of models whose thresholds are set at run time
 
 # Candidates of an image, by score, that NMS looks at: ultralytics' max_nms, which no setting changes.
 MAX_CANDIDATES = 30000

@@ -138,7 +138,7 @@ def _of_stability(
             f"The learning rate reached {peak:.3g}; with {optimizer} more than {limit:g} hardly ever trains.",
             "Set lr0 to 0.01 with SGD or 0.001 with AdamW, or leave the choice to optimizer=auto.",
         )
-    scales = [row["amp/scale"] for row in rows if "amp/scale" in row]
+    scales = [row["amp/scale"] for row in rows if math.isfinite(row.get("amp/scale", math.nan))]
     if scales and min(scales) < _LEAST_SCALE:
         yield Finding(
             Severity.error,

@@ -144,7 +144,30 @@ def _why_not_now(backend: AutoBackend) -> str | None:
         return f"fastyolo has kernels for CPU and CUDA, not for {device!r}"
     if device == "cuda" and not fastyolo.build_info()["cuda"]:
         return "this fastyolo was built without CUDA; build it again where nvcc is found, with FASTYOLO_CUDA=on"
+    if device == "cuda":
+        capability = torch.cuda.get_device_capability(backend.device)
+        architectures = fastyolo.build_info()["cuda_architectures"]
+        if not _has_code_for(capability, architectures):
+            return (
+                f"this fastyolo was built for the CUDA architectures {', '.join(architectures)}, and this GPU has "
+                f"compute capability {capability[0]}.{capability[1]}; build it again with "
+                "CMAKE_CUDA_ARCHITECTURES=native"
+            )
     return None
+
+
+def _has_code_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
+    """Whether one of CMake's architectures runs on a GPU: machine code within its major version, or PTX up to it."""
+    for architecture in architectures:
+        number, _, kind = architecture.partition("-")
+        if not number.isdigit():  # native, all, or one with features of its own
+            return True
+        of_code = divmod(int(number), 10)
+        has_code = kind != "virtual" and of_code[0] == capability[0]
+        has_ptx = kind != "real"
+        if (has_code or has_ptx) and of_code <= capability:
+            return True
+    return False
 
 
 class _Accelerated:

@@ -52,7 +52,7 @@ class Accuracy:
             objects: [M, 4] xyxy in the same pixels, with `object_labels` [M] and, in pixels of the file, `areas` [M].
         """
         overlaps = box_iou(boxes, objects).where(labels[:, None] == object_labels, 0.0)
-        hit = matched(overlaps)
+        hit = matched(overlaps.cpu()).to(areas.device)  # whose loop would wait for a GPU at every detection
         for size, (low, high) in SIZES.items():
             of_size = (areas >= low) & (areas < high)
             self.recall[size].objects += int(of_size.sum())

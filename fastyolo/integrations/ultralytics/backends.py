@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from ultralytics.nn.autobackend import AutoBackend
 
 from fastyolo.integrations.tensorrt import load_plugins
-from fastyolo.runtime.metadata import Metadata, output_names
+from fastyolo.runtime.metadata import THRESHOLDS_NAME, Metadata, output_names
 
 __all__ = ["Ncnn", "TensorRT"]
 
@@ -38,6 +39,7 @@ class _Backend:
             raise ValueError(f"{file} cannot be loaded ({reason}); export it again.") from error
         self.properties: Mapping[str, Any] = self._backend.metadata or {}
         metadata = Metadata.read(self.properties, str(file))
+        self._lock = Lock()  # there is one set of buffers
         self._names = output_names(metadata.outputs, len(metadata.strides))
         self.output_shapes: list[list[int | None]] = [[] for _ in self._names]  # which AutoBackend does not tell
         fixed = [int(self.properties.get("batch", 1)), 3, *metadata.imgsz]
@@ -45,11 +47,11 @@ class _Backend:
 
     def run(self, tensor: npt.NDArray[np.float32]) -> list[npt.NDArray[Any]]:
         """The outputs in the order of `output_names`; AutoBackend's are in that of their names' letters."""
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
             outputs = self._backend(torch.from_numpy(tensor).to(self._backend.device))
-        values = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        by_name = dict(zip(sorted(self._names), values, strict=True))
-        arrays = [by_name[name].cpu().numpy() for name in self._names]
+            values = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+            by_name = dict(zip(sorted(self._names), values, strict=True))
+            arrays = [by_name[name].cpu().numpy() for name in self._names]
         return [array.astype(np.float32) if array.dtype == np.float16 else array for array in arrays]
 
 
@@ -85,3 +87,8 @@ class TensorRT(_Backend):
         if b"FastYolo" in file.read_bytes():  # the names of its plugins
             load_plugins()
         super().__init__(file, threads, callers)
+        nms = Metadata.read(self.properties, str(file)).nms
+        bindings = self._backend.backend.bindings
+        if nms and THRESHOLDS_NAME in bindings:  # which AutoBackend, that knows of images alone, leaves as memory was
+            values = torch.tensor([nms.score_threshold, nms.iou_threshold])
+            bindings[THRESHOLDS_NAME].data.copy_(values)

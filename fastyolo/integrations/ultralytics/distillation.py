@@ -196,9 +196,9 @@ class Distillation(DistillationModel):
     # Not torch.inference_mode: autograd saves the teacher's maps for the student's backward pass.
     @torch.no_grad()
     def _teach(self, images: Tensor) -> dict[str, Any]:
-        """The teacher's raw one-to-many outputs, in half precision on CUDA; in the trainer's autocast elsewhere."""
-        half = images.is_cuda
-        dtype = torch.float16 if half else torch.float32
+        """The teacher's raw one-to-many outputs, in the trainer's autocast; on CUDA in that precision altogether."""
+        half = images.is_cuda and torch.is_autocast_enabled("cuda")
+        dtype = torch.get_autocast_dtype("cuda") if half else torch.float32
         weight = next(self.teacher_model.parameters())
         if (weight.device, weight.dtype) != (images.device, dtype):
             self.teacher_model.to(images.device, dtype)

@@ -21,7 +21,7 @@ from ultralytics.models.yolo.detect import predict as detection
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import select_device, unwrap_model
 
 from fastyolo import _files
 from fastyolo.bench.timing import silent_profiler
@@ -157,7 +157,7 @@ def head(
     The stages are its branches, level by level, and the decoding of their outputs. They are those that prediction runs:
     with folded normalisation, and of an end-to-end head the one-to-one branches.
     """
-    network = copy.deepcopy(model.model).float().eval().fuse(verbose=False).to(device)
+    network = copy.deepcopy(model.model).float().eval().fuse(verbose=False).to(select_device(device, verbose=False))
     last = network.model[-1]
     features = _features(network, imgsz)
     watch = Stopwatch(next(network.parameters()).device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -348,8 +349,9 @@ class Trainer(DetectionTrainer):
             small = self._sparsity.small()
             LOGGER.info(f"Sparsity: {small:.1%} of the normalisations' factors are below {SMALL}.")
             metrics = {**metrics, "sparsity/small": small}
-        if self.scaler.is_enabled():
-            metrics = {**metrics, "amp/scale": self.scaler.get_scale()}
+        if self._has_loss_scale():
+            scale = self.scaler.get_scale() if self.scaler.is_enabled() else math.nan
+            metrics = {**metrics, "amp/scale": scale}
         super().save_metrics(metrics)
         epoch = self.epoch + 1
         if self._writer:
@@ -361,6 +363,13 @@ class Trainer(DetectionTrainer):
             self._report_losses()
         if epoch >= last and self._positives:
             student_of(unwrap_model(self.model)).criterion.assigner.counter = self._positives = None
+
+    def _has_loss_scale(self) -> bool:
+        """Whether results.csv has that column: a resume on another device must not change the columns."""
+        if not self.csv.exists():
+            return bool(self.scaler.is_enabled())
+        with self.csv.open(encoding="utf-8") as file:
+            return "amp/scale" in file.readline()
 
     def _report_losses(self) -> None:
         """From results.csv, which a resumed run has in full."""
