@@ -97,8 +97,8 @@ def test_quick_run_and_its_tables(tmp_path, monkeypatch, capsys):
     assert "`nms` 1,000 boxes, max_det 300 | " in table
     assert "`sppf_pool` block of YOLOv8n, 1x256x20x20, channels last | " in table
     assert "| | float32, forward | float32, forward + backward |" in table
-    number, limit = r"[\d.,]+ (?:µs|ms), [\d.]+ \(torch\)", r", \d+%(?: compute)?"
-    copies = rf"{number}, [\d.]+ copies{limit}"
+    number, limit = r"[\d.,]+ (?:µs|ms), [\d.,]+ \(torch\)", r", [\d,]+%(?: compute)?"
+    copies = rf"{number}, [\d.,]+ copies{limit}"
     assert re.search(rf"`eca` 1x512x20x20 \| {copies} \| {copies} \|\n", table)
     for op in ("dw_sppf", "sppf_pool"):
         assert re.search(rf"`{op}` 1x256x20x20 \| {number}{limit} \| {number}{limit} \|\n", table)

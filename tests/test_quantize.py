@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,8 +34,9 @@ from fastyolo.compress.quantization import calibration, qdq, quantize
 from fastyolo.compress.quantization.calibration import calibrate, choose_images
 from fastyolo.export import export
 from fastyolo.runtime import Detector
-from fastyolo.runtime.engines import openvino_core
+from fastyolo.runtime.engines import OpenVino
 from fastyolo.runtime.metadata import QUANTIZATION_KEY, Preprocessing
+from fastyolo.runtime.unsigned import make_unsigned, readable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -264,10 +266,30 @@ def test_a_trained_model_in_int8_is_close_to_float_in_onnxruntime_and_openvino(d
     ]
     want = [run(source, tensor) for tensor in tensors]
     pytest.importorskip("openvino")
-    compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for got in ([run(path, tensor) for tensor in tensors], [list(compiled(tensor).values()) for tensor in tensors]):
+    engine = OpenVino(path, threads=2)
+    for got in ([run(path, tensor) for tensor in tensors], [engine.run(tensor) for tensor in tensors]):
         ratios = [decibels(a, b) for one, other in zip(want, got, strict=True) for a, b in zip(one, other, strict=True)]
         assert np.mean(ratios) > 12
+
+
+def test_unsigned_maps_give_the_same_numbers(files, images, tmp_path):
+    model = onnx.load(quantize(files("yolov8n"), images[0].parent, path=tmp_path / "a.onnx", cache=tmp_path))
+    want = run(model, inputs(images[:1]))
+    make_unsigned(model)
+    onnx.checker.check_model(model, full_check=True)
+    graph = Graph(model)
+    points = [graph.constants[node.input[2]] for node in graph.of("QuantizeLinear")]
+    assert points
+    assert all(point.dtype == np.uint8 and point == 128 for point in points)
+    assert all(map(np.array_equal, run(model, inputs(images[:1])), want))
+
+
+def test_without_onnx_openvino_gets_floats_alone(files, images, tmp_path, monkeypatch):
+    path = quantize(files("yolov8n"), images[0].parent, path=tmp_path / "a.onnx", cache=tmp_path)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert readable(files("yolov8n")) == files("yolov8n")
+    with pytest.raises(ModuleNotFoundError, match=r"a\.onnx is in int8, which .* needs|pip install onnx"):
+        readable(path)
 
 
 def test_scales_are_applied_as_given(files, images):

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import openvino
 
 from fastyolo.bench.timing import CpuContender, interleave
+from fastyolo.runtime.engines import openvino_core
+from fastyolo.runtime.unsigned import readable
 
 MIN_ROUNDS = 20
 
@@ -42,7 +43,9 @@ def in_onnxruntime(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]
 def in_openvino(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
     # What is not int8 in float32: OpenVINO takes bfloat16 by itself on a processor that is fast in it.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
-    return partial(openvino.Core().compile_model(file, "CPU", settings), image)
+    core, source = openvino_core(), readable(file)
+    model = core.read_model(source, b"") if isinstance(source, bytes) else core.read_model(source)
+    return partial(core.compile_model(model, "CPU", settings), image)
 
 
 RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}

@@ -125,7 +125,8 @@ def compress(
         str | None, typer.Option("--device", metavar="NAME", help="To train on: cpu, or 0 for a GPU; a GPU if any.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of the runtimes that are measured.", show_default="torch's")
+        int | None,
+        typer.Option("--threads", min=1, help="Of the runtimes that are measured.", show_default="all"),
     ] = None,
     preset: Annotated[
         Preset | None,

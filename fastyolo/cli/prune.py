@@ -68,7 +68,7 @@ def prune(
         int, typer.Option("--imgsz", min=32, help="Side of the input that FLOPs, latency and training are for.")
     ] = 640,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of ONNX Runtime for --latency.", show_default="torch's")
+        int | None, typer.Option("--threads", min=1, help="Of ONNX Runtime for --latency.", show_default="all")
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Rounds of removing and training.")] = 1,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the training after each step.")] = 30,

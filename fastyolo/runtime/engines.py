@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastyolo.runtime.letterbox import Float32
+from fastyolo.runtime.unsigned import readable
 
 EngineName = Literal["onnxruntime", "openvino"]
 
@@ -68,12 +69,13 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """Reads OpenVINO's folders and .xml files, and ONNX files."""
+    """Reads OpenVINO's folders and .xml files, and ONNX files, those in int8 with the package onnx."""
 
     def __init__(self, file: Path, threads: int, callers: int = 1) -> None:
         core = openvino_core()
         try:
-            model = core.read_model(_xml(file) if file.is_dir() else file)
+            source = readable(_xml(file) if file.is_dir() else file)
+            model = core.read_model(source, b"") if isinstance(source, bytes) else core.read_model(source)
             self._model = core.compile_model(
                 model,
                 "CPU",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastyolo import _arguments
+from fastyolo.bench.runtimes import cores
 
 if TYPE_CHECKING:
     from fastyolo.compress.pipeline.files import Progress
@@ -80,7 +81,7 @@ def compress(
         int8: "qat" trains for INT8, "ptq" calibrates only.
         formats: to export the final float model to beside ONNX: as `fastyolo.export.export` has them.
         imgsz: side of the input in pixels.
-        threads: of the runtimes in measurements. None: as many as torch has.
+        threads: of the runtimes in measurements. None: one for each core.
         training: further arguments of the trainings: ultralytics' and fastyolo's settings. Training for INT8 takes its
             own learning rate and losses from how the model was trained.
         save_dir: folder of the run: new, empty, or that of the same run.
@@ -285,8 +286,5 @@ def _data(data: str, arguments: Mapping[str, Any]) -> Data:
 
 
 def _threads(threads: int | None) -> int:
-    if threads is not None:
-        return _arguments.integer("threads", threads, 1)
-    import torch
-
-    return torch.get_num_threads()
+    # Not torch's number by default, which ultralytics lowers by one on its way.
+    return cores() if threads is None else _arguments.integer("threads", threads, 1)

@@ -71,7 +71,7 @@ def prune(
         multiple: what channels are rounded to, in each group of grouped convolutions: a multiple of 8. ONNX Runtime
             computes in blocks of 16 on CPUs with AVX-512, tensor cores in blocks of 8 (float16) and 16 (INT8).
         imgsz: side of the input in pixels that FLOPs and latency are of, and that is trained with.
-        threads: of ONNX Runtime for `latency`; `None`: as many as torch has.
+        threads: of ONNX Runtime for `latency`; `None`: one for each core.
         steps: of removing and training, with the same share removed in each.
         epochs: of the training after each step.
         sparsity: the setting `sparsity` of a training before the first step; 0: none.

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fastyolo import _files
+from fastyolo.bench.runtimes import cores
 from fastyolo.compress.pruning import channels as finding
 from fastyolo.compress.pruning import selection
 from fastyolo.compress.pruning.latency import LatencyMeter
@@ -202,7 +203,7 @@ class _Aim:
         self._stopwatch = None
         if options.kind == "latency":
             say("Measuring the latency")
-            self._stopwatch = LatencyMeter(model, options.imgsz, threads or torch.get_num_threads())
+            self._stopwatch = LatencyMeter(model, options.imgsz, threads or cores())
         self._choice = _Choice(self, self.original)
         if self._stopwatch:
             self._start, self._end = self._stopwatch.reference_ms, options.value
