@@ -217,8 +217,9 @@ def plot(runs: list[dict[str, Any]], logs: Path) -> None:
         for axis, metric in zip(axes, ("mAP50", "mAP50-95"), strict=True):
             values = [float(row[f"metrics/{metric}(B)"]) for row in rows]
             axis.plot(range(1, len(rows) + 1), values, color=colours[run["variant"]], linewidth=1.3, label=label)
-            axis.set(xlabel="epoch", title=f"{metric} on {logs.name}")
-            axis.grid(alpha=0.3)
+    for axis, metric in zip(axes, ("mAP50", "mAP50-95"), strict=True):
+        axis.set(xlabel="epoch", title=f"{metric} on {logs.name}")
+        axis.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
     path = logs / "curves.svg"
     temporary = path.with_name(f".{path.name}")

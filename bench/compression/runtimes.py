@@ -13,8 +13,7 @@ import numpy as np
 import onnxruntime
 
 from fastyolo.bench.timing import CpuContender, interleave
-from fastyolo.runtime.engines import openvino_core
-from fastyolo.runtime.unsigned import readable
+from fastyolo.runtime.engines import openvino_core, openvino_model
 
 MIN_ROUNDS = 20
 
@@ -43,9 +42,7 @@ def in_onnxruntime(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]
 def in_openvino(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
     # What is not int8 in float32: OpenVINO takes bfloat16 by itself on a processor that is fast in it.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
-    core, source = openvino_core(), readable(file)
-    model = core.read_model(source, b"") if isinstance(source, bytes) else core.read_model(source)
-    return partial(core.compile_model(model, "CPU", settings), image)
+    return partial(openvino_core().compile_model(openvino_model(file), "CPU", settings), image)
 
 
 RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}

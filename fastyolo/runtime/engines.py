@@ -72,11 +72,9 @@ class OpenVino:
     """Reads OpenVINO's folders and .xml files, and ONNX files, those in int8 with the package onnx."""
 
     def __init__(self, file: Path, threads: int, callers: int = 1) -> None:
-        core = openvino_core()
         try:
-            source = readable(_xml(file) if file.is_dir() else file)
-            model = core.read_model(source, b"") if isinstance(source, bytes) else core.read_model(source)
-            self._model = core.compile_model(
+            model = openvino_model(_xml(file) if file.is_dir() else file)
+            self._model = openvino_core().compile_model(
                 model,
                 "CPU",
                 {
@@ -111,6 +109,16 @@ def openvino_core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+def openvino_model(file: Path) -> Any:
+    """A file as openvino.Model; an ONNX graph in int8 as OpenVINO computes it rightly, see `fastyolo.runtime.unsigned`.
+
+    Raises:
+        ModuleNotFoundError: the graph is in int8, and the package onnx is missing.
+    """
+    source = readable(file)
+    return openvino_core().read_model(*((source, b"") if isinstance(source, bytes) else (source,)))
 
 
 ENGINES: dict[EngineName, type[Engine]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}

@@ -29,12 +29,16 @@ def readable(file: Path) -> Path | bytes:
         return file
     try:
         import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{file} is in int8, which fastyolo prepares for OpenVINO with the package onnx; pip install onnx.",
             name=error.name,
         ) from error
-    model = onnx.load(file)
+    try:
+        model = onnx.load(file)
+    except DecodeError:  # a damaged file, which OpenVINO is to refuse
+        return file
     make_unsigned(model)
     contents: bytes = model.SerializeToString()
     return contents

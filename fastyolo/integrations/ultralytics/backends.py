@@ -38,7 +38,7 @@ class _Backend:
             reason = " ".join(str(error).split())
             raise ValueError(f"{file} cannot be loaded ({reason}); export it again.") from error
         self.properties: Mapping[str, Any] = self._backend.metadata or {}
-        metadata = Metadata.read(self.properties, str(file))
+        self._metadata = metadata = Metadata.read(self.properties, str(file))
         self._lock = Lock()  # there is one set of buffers
         self._names = output_names(metadata.outputs, len(metadata.strides))
         self.output_shapes: list[list[int | None]] = [[] for _ in self._names]  # which AutoBackend does not tell
@@ -87,8 +87,7 @@ class TensorRT(_Backend):
         if b"FastYolo" in file.read_bytes():  # the names of its plugins
             load_plugins()
         super().__init__(file, threads, callers)
-        nms = Metadata.read(self.properties, str(file)).nms
+        nms = self._metadata.nms
         bindings = self._backend.backend.bindings
         if nms and THRESHOLDS_NAME in bindings:  # which AutoBackend, that knows of images alone, leaves as memory was
-            values = torch.tensor([nms.score_threshold, nms.iou_threshold])
-            bindings[THRESHOLDS_NAME].data.copy_(values)
+            bindings[THRESHOLDS_NAME].data.copy_(torch.tensor([nms.score_threshold, nms.iou_threshold]))
