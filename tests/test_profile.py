@@ -129,16 +129,17 @@ def test_slow_reading_is_data(images, monkeypatch):
     found = profile.inference(YOLO("yolov8n-fast.yaml"), images, imgsz=64, rounds=3, device="cpu")
     assert found.bound == "data"
     assert stages(found)["read"].seconds >= 0.1
-    assert any("another thread" in change.what for change in found.changes)
+    assert found.changes[0].what.startswith("store or request the images smaller")  # they have three times the pixels
 
 
-def test_python_nms_of_every_candidate_is_post_processing(images, tmp_path):
+def test_slow_nms_is_post_processing(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(detection.nms, "non_max_suppression", slowed(detection.nms.non_max_suppression, 0.1))
     thin = {"nc": 1, "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]]]}
     YAML.save(tmp_path / "thin.yaml", {**thin, "head": [[[1], 1, "Detect", ["nc"]]]})
     model = YOLO(tmp_path / "thin.yaml")
-    model.model.model[-1].cv3[0][-1].bias.data.fill_(-4.0)  # scores of 0.018, so that each anchor is a candidate
-    found = profile.inference(model, images[:1], imgsz=128, rounds=3, device="cpu", conf=0.001, iou=0.999, max_det=10)
+    found = profile.inference(model, images[:1], imgsz=128, rounds=3, device="cpu", conf=0.001)
     assert found.bound == "post-processing"
+    assert stages(found)["NMS"].seconds >= 0.1
     assert [change.what.split("(")[0] for change in found.changes] == [
         "call fastyolo.accelerate",
         "raise conf from 0.001 to what the application needs, such as 0.25",
@@ -241,6 +242,7 @@ def test_changes_of_training(monkeypatch, seconds, facts, busy, changes):
     run = Measured([each] * 3, layers, CPU, {**TRAINING, "workers": 1, **facts}, busy)
     monkeypatch.setattr(profiling, "training", lambda *_, **__: run)
     found = profile.training({})
+    assert (found.bound == "data") == ("data" in seconds)
     for change, (what, saves) in zip(found.changes, changes.items(), strict=True):
         assert change.what.startswith(what)
         assert change.saves == pytest.approx(saves)
@@ -262,7 +264,6 @@ def test_training_has_every_stage_and_leaves_nothing(training, tmp_path, monkeyp
     assert found.rounds == 3
     assert found.facts["accumulate"] == 32  # ultralytics' nominal batch of 64
     assert all(stage.seconds > 0 for stage in found.stages if stage.name not in (OTHER, "optimiser"))
-    assert found.bound != "data"
     assert not list(tmp_path.iterdir())
 
 
