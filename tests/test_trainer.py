@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,7 @@ pytest.importorskip("ultralytics")
 import yaml
 from shapes import TINY, write_shapes, write_tiny
 from ultralytics import YOLO
+from ultralytics.data.augment import LetterBox
 from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
@@ -174,6 +176,26 @@ def test_default_settings_are_ultralytics_own(arguments, tmp_path):
     assert len(ours) == 2
     assert same(*(state(trainer.last) for trainer in trainers))
     assert trainers[0].metrics == trainers[1].metrics
+
+
+@pytest.mark.parametrize("close_mosaic", [0, 1, 3])
+def test_geometry_is_as_in_deployment_in_the_last_epochs(arguments, tmp_path, close_mosaic):
+    wild = {"mosaic": 1.0, "mixup": 1.0, "degrees": 30.0, "translate": 0.3, "scale": 0.5, "shear": 5.0}
+    calm = {"hsv_s": 0.0, "hsv_v": 0.0, "fliplr": 0.0, "workers": 0}
+    closing = {"epochs": 3, "close_geometry": 2, "close_mosaic": close_mosaic}
+    trainer = Trainer(overrides=arguments(tmp_path, **wild, **calm, **closing))
+    letterboxed = []
+
+    def look(trainer: Trainer) -> None:
+        dataset = trainer.train_loader.dataset
+        as_deployed = [LetterBox((64, 64))(image=dataset.load_image(index)[0])[..., ::-1] for index in range(4)]
+        shown = [dataset[index]["img"].permute(1, 2, 0).numpy() for index in range(4)]
+        letterboxed.append([np.array_equal(*pair) for pair in zip(shown, as_deployed, strict=True)])
+
+    trainer.add_callback("on_train_epoch_end", look)
+    trainer.train()
+    assert letterboxed == [[False] * 4, [True] * 4, [True] * 4]
+    assert (trainer.args.scale, trainer.args.mosaic) == (0.5, 1.0)  # which checkpoints keep
 
 
 def test_a_run_learns_and_leaves_its_files(finished):
@@ -332,11 +354,12 @@ def test_resumed_run_knows_its_past(interrupted):
     assert trainer.best.read_bytes() == last.read_bytes()
 
 
-def test_resumed_run_knows_that_the_mosaic_is_closed(interrupted, caplog):
-    last = interrupted(2, mosaic=1.0, close_mosaic=2)
+def test_resumed_run_knows_that_mosaic_and_geometry_are_closed(interrupted, caplog):
+    last = interrupted(2, mosaic=1.0, close_mosaic=2, close_geometry=2)
     caplog.clear()
     Trainer(overrides={"resume": str(last)}).train()
     assert "Closing dataloader mosaic" in caplog.messages
+    assert caplog.text.count("Letterboxing images from here on") == 1
 
 
 def test_resumed_run_keeps_results_that_are_no_numbers(interrupted):

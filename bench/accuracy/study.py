@@ -40,6 +40,7 @@ from matplotlib import pyplot
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 AMP = "bf16"
+CLOSE_GEOMETRY = 5  # epochs
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,13 @@ def main() -> None:
         "device": torch.device(arguments.device).type,
         "threads": torch.get_num_threads(),
         "data": title,
-        "recipe": {"epochs": arguments.epochs, "imgsz": arguments.imgsz, "batch": arguments.batch, "amp": AMP},
+        "recipe": {
+            "epochs": arguments.epochs,
+            "imgsz": arguments.imgsz,
+            "batch": arguments.batch,
+            "amp": AMP,
+            "close_geometry": CLOSE_GEOMETRY,
+        },
         "small": {"pixels": int(SIZES["small"][1] ** 0.5), "score": SCORE, "iou": IOU},
         "environment": environment(),
         "runs": [assess(run, arguments) for run in runs],
@@ -163,6 +170,7 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
         "device": arguments.device,
         "seed": run.seed,
         "amp": AMP,
+        "close_geometry": CLOSE_GEOMETRY,
         "channels_last": True,
         "cache": "ram",
         "pretrained": False,

@@ -49,6 +49,10 @@ class Settings:
         class_weights: weight of each class in the class loss. ultralytics' `cls_pw` takes them from the counts instead.
         head_lr: the head's learning rate as a multiple of that of the rest.
         freeze_backbone: keep the backbone's parameters and statistics as they are.
+        close_geometry: number of last epochs in which images are letterboxed and no more: no mosaic or mixture, no
+            rotation, shift, scaling, shear or perspective. Objects then have the sizes, and images the borders, that
+            they have in deployment, which boxes depend on (https://arxiv.org/abs/1906.06423). Flips, colours and
+            multi_scale stay.
         sparsity: weight of an L1 term on the factors of the normalisations, so that channels fade that can be pruned
             then (https://arxiv.org/abs/1708.06519). With SGD, a factor that nothing holds shrinks by
             lr * sparsity / (1 - momentum) in each step.
@@ -83,6 +87,7 @@ class Settings:
     class_weights: Sequence[float] | None = None
     head_lr: float = 1.0
     freeze_backbone: bool = False
+    close_geometry: int = 0
     sparsity: float = 0.0
     sparsity_final: float = 1.0
     sparsity_backbone: float = 1.0
@@ -106,7 +111,7 @@ class Settings:
             self._require(name, f"one of {', '.join(choices)}", getattr(self, name) in choices)
         for name in ("kd_labels", "freeze_backbone", "skip_bad_labels", "tensorboard"):
             self._require(name, "true or false", isinstance(getattr(self, name), bool))
-        for name, least in (("tal_topk", 1), ("report_epochs", 0)):
+        for name, least in (("tal_topk", 1), ("close_geometry", 0), ("report_epochs", 0)):
             value = getattr(self, name)
             self._require(name, f"an integer of at least {least}", type(value) is int and value >= least)
         weights = self.class_weights
@@ -125,6 +130,14 @@ class Settings:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
+
+
+def closing_epochs(epochs: int) -> int:
+    """`close_geometry` for a training whose last epochs alone may differ from ultralytics': a third, 10 at most.
+
+    10 is ultralytics' `close_mosaic`.
+    """
+    return min(10, math.ceil(epochs / 3))
 
 
 NAMES = frozenset(field.name for field in fields(Settings))

@@ -20,6 +20,7 @@ from fastyolo.compress.pruning import prune
 from fastyolo.compress.pruning.run import train
 from fastyolo.compress.quantization import quantize
 from fastyolo.integrations.ultralytics.quantization import is_start
+from fastyolo.train.settings import closing_epochs
 
 MODELS = "models"  # the folder of exported files
 INT8 = "int8.onnx"
@@ -273,8 +274,13 @@ def _training_of(stage: str, options: Options) -> dict[str, Any]:
     """The user's arguments for the training of a stage."""
     if stage == "int8":
         return {name: value for name, value in options.training.items() if name in _OPERATION}
+    if stage == "pruned":  # prune() closes the geometry by itself
+        return dict(options.training)
     without_teacher = stage in ("baseline", "light")
-    return {name: value for name, value in options.training.items() if not (without_teacher and name.startswith("kd_"))}
+    given = {
+        name: value for name, value in options.training.items() if not (without_teacher and name.startswith("kd_"))
+    }
+    return {"close_geometry": closing_epochs(options.epochs[stage]), **given}
 
 
 def _trained(checkpoint: str, run: str, note: str = "") -> Result:

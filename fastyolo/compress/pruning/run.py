@@ -26,6 +26,7 @@ from fastyolo.integrations.ultralytics import runs
 from fastyolo.integrations.ultralytics.export import load, origin
 from fastyolo.integrations.ultralytics.facts import cost
 from fastyolo.train import Trainer
+from fastyolo.train.settings import closing_epochs
 
 # In the folder of a run: what it was asked for; in the folder of each step, the network to train.
 STATE = "prune.json"
@@ -146,7 +147,8 @@ def _train_in_steps(aim: _Aim, source: Path, folder: Path) -> tuple[Path, list[d
             network = aim.approach(ultralytics.prunable(model), number / options.steps)
             ultralytics.save(network, model, pruned)
         say(f"Step {number} of {options.steps}: training, {options.epochs} epochs")
-        accuracy = train(pruned, place / "train", {"epochs": options.epochs, **common})
+        own = {"epochs": options.epochs, "close_geometry": closing_epochs(options.epochs)}
+        accuracy = train(pruned, place / "train", {**own, **common})
         current = place / "train" / "weights" / "best.pt"
         steps.append({"flops": aim.flops(load(current).model), **accuracy})
     return current, steps

@@ -36,7 +36,7 @@ START = "float.pt"  # in the folder of a run: the model that it starts from, whi
 # What a run takes over from the one that its checkpoint comes from: how it sees the data, and what it minimises.
 _KEPT = (
     *("batch", "imgsz", "momentum", "nbs", "optimizer", "single_cls", "weight_decay"),
-    *("bgr", "degrees", "fliplr", "flipud", "hsv_h", "hsv_s", "hsv_v", "perspective", "scale", "shear", "translate"),
+    *("bgr", "fliplr", "flipud", "hsv_h", "hsv_s", "hsv_v"),
     *("box", "class_weights", "cls", "cls_alpha", "cls_gamma", "cls_loss", "cls_pw", "dfl", "label_smoothing"),
     *("tal_alpha", "tal_beta", "tal_radius", "tal_topk"),
 )
@@ -144,7 +144,7 @@ def _arguments(model: YOLO, given: Mapping[str, Any]) -> dict[str, Any]:
         "cos_lr": True,  # in few epochs, a rate that falls linearly ends far above its end
         "warmup_epochs": 1.0,
         "warmup_bias_lr": 0.0,  # ultralytics' own is above the rate
-        "mosaic": 0.0,  # the ranges are those of images as they are
+        **dict.fromkeys(("mosaic", "scale", "translate"), 0.0),  # the ranges are those of images as they are
         "amp": False,  # a bfloat16 has no more than the 8 bits that are to be rounded
         "channels_last": False,  # which modelopt's quantisers undo
         "report_epochs": 0,  # the terms of the distillation begin at 0

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from logging import LogRecord
 from pathlib import Path, PosixPath
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -59,6 +59,9 @@ _FREEZABLE = 0.5
 _LOSS_REPORT, _RECOVERIES = "loss_report.json", "recoveries.json"
 _CRITERION = ("tal_topk", "tal_alpha", "tal_beta", "tal_radius", "cls_loss", "label_smoothing", "class_weights")
 
+# The augmentation that `close_geometry` ends; closing the mosaic, which ultralytics does, ends mixtures of images.
+_GEOMETRY = ("degrees", "translate", "scale", "shear", "perspective")
+
 # The attribute of a network that was trained for INT8.
 QUANTIZATION = "quantization"
 
@@ -73,6 +76,7 @@ class Trainer(DetectionTrainer):
 
     - `distill_model` is the teacher of a `Distillation`.
     - A pruned network is trained as it is, where ultralytics would build another from its YAML file.
+    - `close_geometry` letterboxes the images of the last epochs, and leaves it at that.
     - `sparsity` adds its subgradient to the gradients; the log and results.csv tell how many factors have become small.
     - On a CPU, amp="bf16" and channels_last=True have an effect, and torchrun may start several processes.
     - Checkpoints are replaced in one step, and keep the settings at the end. `resume` goes on after a kill at any
@@ -134,6 +138,7 @@ class Trainer(DetectionTrainer):
         self._sparsity: Sparsity | None = None
         self._positives: PositiveCounter | None = None
         self._batches = 0  # of this epoch
+        self._geometry_closed = False
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         with rebound(engine, get_cfg=_get_cfg):
@@ -332,10 +337,23 @@ class Trainer(DetectionTrainer):
             self.model = DistributedDataParallel(self.model, find_unused_parameters=True, **buffers)
             self.world_size = WORLD_SIZE
         super()._build_train_pipeline()
+        self._geometry_closed = False  # of the new loader
 
     def _model_train(self) -> None:
         super()._model_train()
         self._batches = 0
+        if not self._geometry_closed and self.epoch >= self.epochs - self.settings.close_geometry:
+            self._geometry_closed = True
+            if RANK in {-1, 0}:
+                LOGGER.info("Letterboxing images from here on, without other changes of their geometry")
+            self._close_dataloader_mosaic()
+            self.train_loader.reset()
+
+    def _close_dataloader_mosaic(self) -> None:
+        """ultralytics' own, which makes the transforms anew from the arguments."""
+        closed = dict.fromkeys(_GEOMETRY, 0.0) if self._geometry_closed else {}
+        with rebound(self.args, **closed):
+            super()._close_dataloader_mosaic()
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         model = unwrap_model(self.model)
@@ -589,8 +607,8 @@ def _summary_writer() -> Any:
 
 
 @contextmanager
-def rebound(module: ModuleType, **names: Any) -> Iterator[None]:
-    """Give names of a module other values for a while."""
+def rebound(module: ModuleType | SimpleNamespace, **names: Any) -> Iterator[None]:
+    """Give names of a module or a namespace other values for a while."""
     stock = {name: getattr(module, name) for name in names}
     vars(module).update(names)
     try:
