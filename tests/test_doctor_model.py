@@ -229,6 +229,8 @@ MODELS = {
     "confused classes": (each(only(0, lambda row: [(0.45, 1, *row[2:])]), rate=0.3), set()),
     "duplicate detections": (each(lambda row: [row, (0.4, row[1], row[2] + 0.15 * row[4], *row[3:])], rate=0.3), set()),
     "badly placed boxes": (each(lambda row: [(0.4, *row[1:4], 0.6 * row[4], 0.6 * row[5])], rate=0.4), set()),
+    "boxes larger than the objects": (each(lambda row: [(*row[:4], 1.06 * row[4], 1.06 * row[5])]), set()),
+    "boxes smaller than the objects": (each(lambda row: [(*row[:4], 0.94 * row[4], 0.94 * row[5])]), set()),
     "objects are not found": (of_val(lambda _, found: [(0.4, 0, GAP, 0.5, 0.05, 0.1)]), {"gap between train and val"}),
     "gap between train and val": (of_val(each(lambda row: [], rate=0.3)), set()),
     "validation easier than training": (lambda split, found: found if split == "val" else found[::2], set()),

@@ -27,6 +27,8 @@ _WRONG = 0.5  # of the detections of a class
 _CONFUSED = 0.1  # of the objects of a class
 _LEAST_CONFUSED = 5
 _DUPLICATE, _MISPLACED = 0.05, 0.2  # of all detections
+_BIASED = 0.04  # of a box's sides: no IoU is above 1 / 1.04^2, 0.92, then
+_LEAST_BIASED = 100  # boxes: of so many, sides that scatter by a tenth are known to a hundredth
 _GAP = 0.15  # mAP50
 _GAIN = 0.03  # F1
 _CALIBRATED = 0.15  # of the difference between score and share of right detections
@@ -224,6 +226,7 @@ def _of_accuracy(
                 remedy,
                 _of_kind(kind),
             )
+    yield from _of_sides(members, names)
     yield from _of_scores(members, precise, names, settings)
 
 
@@ -384,6 +387,36 @@ def _confused(members: Sequence[Shown], names: Sequence[str]) -> Iterator[Findin
         ],
         sum(count for count, *_ in pairs),
     )
+
+
+def _of_sides(members: Sequence[Shown], names: Sequence[str]) -> Iterator[Finding]:
+    """Boxes on objects that are larger or smaller than these, all in all."""
+    factors = np.concatenate([_factors(item) for item in members])
+    if len(factors) < _LEAST_BIASED:
+        return
+    factor = float(np.median(factors))
+    if abs(np.log(factor)) <= np.log1p(_BIASED):
+        return
+    word = "larger" if factor > 1 else "smaller"
+    yield _about_detections(
+        members,
+        names,
+        f"boxes {word} than the objects",
+        f"The {len(factors):,} boxes that are on an object are {factor:.2f} times as wide and high as its label in the "
+        f"median, which lowers mAP50-95",
+        "Let the last epochs of training see images as they are in deployment (close_geometry): zoom and borders tell "
+        "a model how large objects are; or see whether the labels of training are drawn as tightly as these.",
+        _of_kind(Kind.hit),
+    )
+
+
+def _factors(item: Shown) -> npt.NDArray[np.float64]:
+    """[n] of the detections that hit: how many times as wide and high as the object each is, on (geometric) average."""
+    hits = item.outcomes.of(Kind.hit)
+    corners = item.detections.boxes[hits], item.sample.labels.corners[item.outcomes.objects[hits]]
+    found, true = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in corners)
+    factors: npt.NDArray[np.float64] = np.sqrt(found / true)
+    return factors
 
 
 def _of_scores(
