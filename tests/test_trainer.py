@@ -17,12 +17,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -41,6 +43,7 @@ from ultralytics.utils import torch_utils
 from fastyolo.diagnose.doctor.run import examine
 from fastyolo.integrations.ultralytics import trainer as trainer_module
 from fastyolo.integrations.ultralytics.distillation import Distillation
+from fastyolo.integrations.ultralytics.processes import launch
 from fastyolo.train import LossReport, Trainer, loss_report
 
 EPOCHS = 16
@@ -100,7 +103,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[st
     return make
 
 
-def launch(trainer: Trainer) -> Trainer:
+def launched(trainer: Trainer) -> Trainer:
     """The trainer of a process that ultralytics starts for `trainer`, at its end."""
     pytest.importorskip("cloudpickle")
     file = launching.generate_ddp_file(trainer)
@@ -160,6 +163,33 @@ def set_up(**overrides: Any) -> Trainer:
     trainer = Trainer(overrides=overrides)
     trainer._setup_train()
     return trainer
+
+
+def test_an_interrupt_ends_all_processes_of_a_run(tmp_path):
+    """As torchrun does, the launcher waits for a process that an interrupt of its parent alone does not reach."""
+    code = """
+import sys
+from fastyolo.integrations.ultralytics.processes import launch
+
+worker = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+launch([sys.executable, "-c", launcher], check=True)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    file = tmp_path / "pid"
+    while not (file.exists() and file.read_text()):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGINT)
+    _, errors = parent.communicate(timeout=100)
+    assert parent.returncode == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert not psutil.pid_exists(int(file.read_text()))
+
+
+def test_a_launcher_that_fails_is_told_apart():
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
+        launch([sys.executable, "-c", "raise SystemExit(3)"], check=True)
 
 
 # The run itself
@@ -647,10 +677,10 @@ def test_two_processes_on_a_cpu(arguments, finished, tmp_path):
 def test_ultralytics_launches_it(arguments, finished, tmp_path):
     """What ultralytics starts in each process of a run on several GPUs, here on the CPU."""
     trainer = Trainer(overrides=arguments(tmp_path, distill_model=str(finished.best), kd_cls=3.0))
-    launched = launch(trainer)
-    assert launched.settings.kd_cls == 3.0
-    assert rows(launched)[0]["train/kd_cls"] > 0
-    assert launched.save_dir == trainer.save_dir
+    ended = launched(trainer)
+    assert ended.settings.kd_cls == 3.0
+    assert rows(ended)[0]["train/kd_cls"] > 0
+    assert ended.save_dir == trainer.save_dir
 
 
 def test_ultralytics_launches_a_resumed_run(interrupted, tmp_path, caplog):
@@ -658,10 +688,10 @@ def test_ultralytics_launches_a_resumed_run(interrupted, tmp_path, caplog):
     trainer = Trainer(overrides={"resume": str(last), "save_dir": str(tmp_path / "other")})
     trainer.args.rect = False  # as ultralytics does for several GPUs
     caplog.clear()
-    launched = launch(trainer)
-    assert launched.save_dir == tmp_path / "other"
-    assert (launched.args.name, launched.args.rect, launched.settings.kd_cls) == ("other", False, 3.0)
-    assert epochs(launched) == [1, 2, 3]
+    ended = launched(trainer)
+    assert ended.save_dir == tmp_path / "other"
+    assert (ended.args.name, ended.args.rect, ended.settings.kd_cls) == ("other", False, 3.0)
+    assert epochs(ended) == [1, 2, 3]
     assert "Resume ignores" not in caplog.text
 
 

@@ -7,11 +7,9 @@ ultralytics has no method to override, `Trainer` rebinds a name in one of its mo
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -22,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from ultralytics.cfg import cfg2dict, get_cfg
@@ -33,7 +30,6 @@ from ultralytics.models.yolo.detect import val as detection_validation
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE, IterableSimpleNamespace, autobatch, torch_utils
-from ultralytics.utils.dist import find_free_network_port, generate_ddp_file
 from ultralytics.utils.torch_utils import TORCH_2_13, autocast, init_seeds, strip_optimizer, unwrap_model
 
 from fastyolo import _files
@@ -41,6 +37,7 @@ from fastyolo.integrations.ultralytics.data import build_dataset, reading
 from fastyolo.integrations.ultralytics.distillation import LOSS_NAMES, Distillation, load_teacher
 from fastyolo.integrations.ultralytics.loss import DetectionLoss, PositiveCounter
 from fastyolo.integrations.ultralytics.models import transfer
+from fastyolo.integrations.ultralytics.processes import SharedFolder, ddp_command, launch
 from fastyolo.integrations.ultralytics.pruning import is_pruned, rebuilt
 from fastyolo.integrations.ultralytics.sparsity import SMALL, Sparsity
 from fastyolo.train.distillation import ramp
@@ -64,8 +61,6 @@ _GEOMETRY = ("degrees", "translate", "scale", "shear", "perspective")
 
 # The attribute of a network that was trained for INT8.
 QUANTIZATION = "quantization"
-
-_trainers = itertools.count()
 
 
 class Trainer(DetectionTrainer):
@@ -117,7 +112,7 @@ class Trainer(DetectionTrainer):
             _check_folder({**defaults, **given})
         arguments = {name: value for name, value in given.items() if name not in NAMES}
         self._given = {name: value for name, value in given.items() if name in NAMES}
-        folder = _SharedFolder() if WORLD_SIZE > 1 and not arguments.get("save_dir") else None
+        folder = SharedFolder() if WORLD_SIZE > 1 and not arguments.get("save_dir") else None
         if folder and RANK > 0:
             arguments["save_dir"] = folder.wait()
         super().__init__(cfg, arguments, _callbacks)
@@ -302,7 +297,7 @@ class Trainer(DetectionTrainer):
     # The loop
 
     def train(self) -> None:
-        with rebound(engine, generate_ddp_command=_ddp_command):
+        with rebound(engine, generate_ddp_command=ddp_command, subprocess=SimpleNamespace(run=launch)):
             super().train()
 
     def _do_train(self) -> None:
@@ -499,20 +494,6 @@ class _WeightsPath(PosixPath):
             return temporary.write_bytes(data)
 
 
-class _SharedFolder:
-    """Tells the other processes that torchrun started which folder the first one has chosen for the run."""
-
-    def __init__(self) -> None:
-        self._store = next(iter(rendezvous("env://", RANK, WORLD_SIZE)))[0]
-        self._key = f"fastyolo/save_dir/{next(_trainers)}"
-
-    def announce(self, folder: Path) -> None:
-        self._store.set(self._key, str(folder))
-
-    def wait(self) -> str:
-        return self._store.get(self._key).decode()
-
-
 def _check_folder(arguments: Mapping[str, Any]) -> None:
     folder = arguments.get("save_dir")
     if not folder or arguments.get("exist_ok") or arguments.get("resume"):
@@ -523,13 +504,6 @@ def _check_folder(arguments: Mapping[str, Any]) -> None:
             f"save_dir must be a new or an empty folder, and {folder} holds files; choose another, or pass "
             "exist_ok=true to write among them."
         )
-
-
-def _ddp_command(trainer: Trainer) -> tuple[list[str], str]:
-    """generate_ddp_command(), which would delete the folder of the run."""
-    file = generate_ddp_file(trainer)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(trainer.world_size)]
-    return [*launcher, "--master_port", str(find_free_network_port()), file], file
 
 
 def student_of(model: Any) -> Any:
