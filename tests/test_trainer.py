@@ -8,6 +8,7 @@ can be compared with; it is the teacher of others, too.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -34,6 +35,7 @@ import yaml
 from shapes import TINY, write_shapes, write_tiny
 from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
+from ultralytics.data.dataset import YOLODataset
 from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
@@ -208,8 +210,10 @@ def test_default_settings_are_ultralytics_own(arguments, tmp_path):
     assert trainers[0].metrics == trainers[1].metrics
 
 
-@pytest.mark.parametrize("close_mosaic", [0, 1, 3])
-def test_geometry_is_as_in_deployment_in_the_last_epochs(arguments, tmp_path, close_mosaic):
+@pytest.mark.parametrize(("close_mosaic", "height"), [(0, 64), (1, 43), (2, 64), (3, 43)])
+def test_geometry_is_as_in_deployment_in_the_last_epochs(arguments, tmp_path, monkeypatch, close_mosaic, height):
+    load, shape = YOLODataset.load_image, (height, 64)  # 43 rows leave 21 to fill, which is odd
+    monkeypatch.setattr(YOLODataset, "load_image", lambda *args: (load(*args)[0][:height], shape, shape))
     wild = {"mosaic": 1.0, "mixup": 1.0, "degrees": 30.0, "translate": 0.3, "scale": 0.5, "shear": 5.0}
     calm = {"hsv_s": 0.0, "hsv_v": 0.0, "fliplr": 0.0, "workers": 0}
     closing = {"epochs": 3, "close_geometry": 2, "close_mosaic": close_mosaic}
@@ -226,6 +230,51 @@ def test_geometry_is_as_in_deployment_in_the_last_epochs(arguments, tmp_path, cl
     trainer.train()
     assert letterboxed == [[False] * 4, [True] * 4, [True] * 4]
     assert (trainer.args.scale, trainer.args.mosaic) == (0.5, 1.0)  # which checkpoints keep
+
+
+def with_fitness(trainer: Trainer, *values: float) -> Trainer:
+    """A trainer whose validation finds these, epoch by epoch."""
+
+    def validate() -> Any:
+        before = trainer.best_fitness
+        metrics, _ = DetectionTrainer.validate(trainer)
+        fitness = values[trainer.epoch]
+        trainer.best_fitness = fitness if before is None else max(before, fitness)
+        return metrics, fitness
+
+    trainer.validate = validate
+    return trainer
+
+
+def test_the_best_epoch_is_one_of_images_as_in_deployment(arguments, tmp_path, caplog):
+    trainer = Trainer(overrides=arguments(tmp_path, epochs=5, close_geometry=2, patience=2))
+    saved = []
+    trainer.add_callback("on_model_save", lambda trainer: saved.append(trainer.best.read_bytes()))
+    with_fitness(trainer, 0.1, 0.5, 0.4, 0.2, 0.3).train()
+    assert [a != b for a, b in itertools.pairwise(saved)] == [True, False, True, True]
+    assert trainer.stopper.best_epoch == 5
+    assert "had no effect" not in caplog.text
+
+
+def test_a_run_that_stops_before_its_last_epochs_says_so(arguments, tmp_path, caplog):
+    trainer = Trainer(overrides=arguments(tmp_path, epochs=6, close_geometry=2, patience=1))
+    with_fitness(trainer, 0.5, 0.4).train()
+    assert trainer.epoch == 1
+    assert "close_geometry had no effect, since the run stopped before its last epochs" in caplog.text
+
+
+def test_the_last_epochs_of_a_run_of_limited_time(arguments, tmp_path, monkeypatch):
+    """Whose number is a guess: ultralytics' own changes after each epoch."""
+    trainer = Trainer(overrides=arguments(tmp_path, time=1.0, close_geometry=4))
+    now = 0.0
+    monkeypatch.setattr(trainer_module.time, "time", lambda: now)
+    trainer.train_time_start, trainer.start_epoch = 0.0, 0
+    closing = []
+    for trainer.epoch in range(12):
+        now = 600.0 + 300 * (trainer.epoch - 1) if trainer.epoch else 0.0  # the first takes twice as long
+        trainer.epochs = trainer.epoch + 1
+        closing.append(trainer._is_closing())
+    assert closing == [False] * 8 + [True] * 4
 
 
 def test_a_run_learns_and_leaves_its_files(finished):

@@ -196,6 +196,7 @@ def _of_preset(preset: Preset | None, given: dict[str, Any], max_epochs: int | N
     if preset is None:
         return {}
     arguments = arguments_in(presets.path(preset.value))
+    arguments.pop("close_geometry", None)  # of a long training; each stage here has its own
     if arguments.get("freeze_backbone"):
         raise typer.BadParameter(
             f"{preset.value} keeps a trained backbone, of which the light model has none; pass as --weights what "

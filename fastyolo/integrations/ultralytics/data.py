@@ -16,12 +16,21 @@ from typing import Any
 
 from PIL import UnidentifiedImageError
 from ultralytics.data import build
+from ultralytics.data.augment import Compose, LetterBox, RandomPerspective
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, check_image, verify_image_label
 
 from fastyolo.diagnose.doctor.labels import flaw
 
-__all__ = ["CheckedDataset", "build_dataset", "class_names", "describing", "reading", "training_images"]
+__all__ = [
+    "CheckedDataset",
+    "build_dataset",
+    "class_names",
+    "describing",
+    "letterbox_only",
+    "reading",
+    "training_images",
+]
 
 
 @contextmanager
@@ -153,6 +162,24 @@ class CheckedDataset(YOLODataset):
                     return f"{labels}, line {number}: {found.clause}"
         *_, message = verify_image_label((image, labels, "", False, classes or 1, 0, 0, self.single_cls))
         return f"{labels}: {message.partition('ignoring corrupt image/label: ')[2]}"
+
+
+def letterbox_only(dataset: Any) -> None:
+    """Leave of the changes of the images' geometry only letterboxing and flips.
+
+    Parameters of 0 are not enough: with an odd number of rows to fill, RandomPerspective moves the image by half a
+    pixel, which blurs it.
+    """
+    for each in getattr(dataset, "datasets", [dataset]):
+        each.transforms = _without_perspective(each.transforms)
+
+
+def _without_perspective(transform: Any) -> Any:
+    if isinstance(transform, RandomPerspective):
+        return LetterBox(transform.size[::-1])
+    if isinstance(transform, Compose):
+        transform.transforms = [_without_perspective(each) for each in transform.transforms]
+    return transform
 
 
 build_dataset = FunctionType(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -33,7 +34,7 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE, IterableSim
 from ultralytics.utils.torch_utils import TORCH_2_13, autocast, init_seeds, strip_optimizer, unwrap_model
 
 from fastyolo import _files
-from fastyolo.integrations.ultralytics.data import build_dataset, reading
+from fastyolo.integrations.ultralytics.data import build_dataset, letterbox_only, reading
 from fastyolo.integrations.ultralytics.distillation import LOSS_NAMES, Distillation, load_teacher
 from fastyolo.integrations.ultralytics.loss import DetectionLoss, PositiveCounter
 from fastyolo.integrations.ultralytics.models import transfer
@@ -56,9 +57,6 @@ _FREEZABLE = 0.5
 _LOSS_REPORT, _RECOVERIES = "loss_report.json", "recoveries.json"
 _CRITERION = ("tal_topk", "tal_alpha", "tal_beta", "tal_radius", "cls_loss", "label_smoothing", "class_weights")
 
-# The augmentation that `close_geometry` ends; closing the mosaic, which ultralytics does, ends mixtures of images.
-_GEOMETRY = ("degrees", "translate", "scale", "shear", "perspective")
-
 # The attribute of a network that was trained for INT8.
 QUANTIZATION = "quantization"
 
@@ -71,7 +69,8 @@ class Trainer(DetectionTrainer):
 
     - `distill_model` is the teacher of a `Distillation`.
     - A pruned network is trained as it is, where ultralytics would build another from its YAML file.
-    - `close_geometry` letterboxes the images of the last epochs, and leaves it at that.
+    - `close_geometry` letterboxes the images of the last epochs, and leaves it at that; best.pt is one of these epochs,
+      unless the run stops early, before them.
     - `sparsity` adds its subgradient to the gradients; the log and results.csv tell how many factors have become small.
     - On a CPU, amp="bf16" and channels_last=True have an effect, and torchrun may start several processes.
     - Checkpoints are replaced in one step, and keep the settings at the end. `resume` goes on after a kill at any
@@ -337,17 +336,34 @@ class Trainer(DetectionTrainer):
     def _model_train(self) -> None:
         super()._model_train()
         self._batches = 0
-        if not self._geometry_closed and self.epoch >= self.epochs - self.settings.close_geometry:
-            self._geometry_closed = True
-            if RANK in {-1, 0}:
-                LOGGER.info("Letterboxing images from here on, without other changes of their geometry")
-            self._close_dataloader_mosaic()
-            self.train_loader.reset()
+        if self.settings.close_geometry and not self._geometry_closed and self._is_closing():
+            self._close_geometry()
+
+    def _is_closing(self) -> bool:
+        """Whether this is one of the last epochs. Under `time`, ultralytics' number of epochs is but a guess."""
+        if not self.args.time:
+            return bool(self.epoch >= self.epochs - self.settings.close_geometry)
+        budget, spent = 3600 * self.args.time, time.time() - self.train_time_start
+        epoch = spent / max(self.epoch - self.start_epoch, 1)
+        return bool(spent >= budget - min(self.settings.close_geometry * epoch, budget / 3))
+
+    def _close_geometry(self) -> None:
+        """Go on with images that are letterboxed alone, of whose epochs best.pt is then chosen."""
+        if RANK in {-1, 0}:
+            LOGGER.info("Letterboxing images from here on, without other changes of their geometry")
+            if self.epoch == 0:
+                LOGGER.warning(f"close_geometry={self.settings.close_geometry} leaves no epoch with other images.")
+        self._close_dataloader_mosaic()
+        letterbox_only(self.train_loader.dataset)
+        self.train_loader.reset()
+        self._geometry_closed = True
+        if self.epoch > self.start_epoch or self.epoch == self.epochs - self.settings.close_geometry:
+            self.best_fitness = None
+            self.stopper.best_fitness, self.stopper.best_epoch = 0.0, self.epoch
 
     def _close_dataloader_mosaic(self) -> None:
-        """ultralytics' own, which makes the transforms anew from the arguments."""
-        closed = dict.fromkeys(_GEOMETRY, 0.0) if self._geometry_closed else {}
-        with rebound(self.args, **closed):
+        """ultralytics' own, which would make the transforms anew."""
+        if not self._geometry_closed:
             super()._close_dataloader_mosaic()
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -417,6 +433,11 @@ class Trainer(DetectionTrainer):
 
     def final_eval(self) -> None:
         """ultralytics' own, except that last.pt becomes final only afterwards: until then, resume can repeat it."""
+        if not self.args.time and self.epoch < self.epochs - self.settings.close_geometry and RANK in {-1, 0}:
+            LOGGER.warning(
+                "close_geometry had no effect, since the run stopped before its last epochs; train best.pt on with "
+                "mosaic=0, scale=0 and translate=0, or raise patience."
+            )
         with rebound(engine, strip_optimizer=self._strip_best):
             self._validate_best()
         if RANK in {-1, 0} and self.last.exists():
@@ -581,8 +602,8 @@ def _summary_writer() -> Any:
 
 
 @contextmanager
-def rebound(module: ModuleType | SimpleNamespace, **names: Any) -> Iterator[None]:
-    """Give names of a module or a namespace other values for a while."""
+def rebound(module: ModuleType, **names: Any) -> Iterator[None]:
+    """Give names of a module other values for a while."""
     stock = {name: getattr(module, name) for name in names}
     vars(module).update(names)
     try:
