@@ -70,4 +70,8 @@ if(plugins_choice STREQUAL "auto" OR FASTYOLO_PLUGINS)
       "folder of NvInferRuntime.h, or install them with: pip install --no-deps kernel-lens==2.0.1")
   endif()
 endif()
+if(TENSORRT_INCLUDE_DIR AND NOT FASTYOLO_WITH_PLUGINS AND NOT FASTYOLO_WITH_CUDA AND plugins_choice STREQUAL "auto")
+  message(WARNING
+    "TENSORRT_INCLUDE_DIR is set, but the TensorRT plugins are left out: they need the CUDA kernels, so put nvcc on PATH.")
+endif()
 message(STATUS "fastyolo: TensorRT plugins ${FASTYOLO_WITH_PLUGINS} ${FASTYOLO_TENSORRT_VERSION}")

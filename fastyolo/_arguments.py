@@ -52,8 +52,12 @@ def choices(name: str, value: Any, known: Sequence[str]) -> None:
 
 
 def path(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, str | os.PathLike):
+    if value is None:
+        return
+    if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a path, got {value!r}.")
+    if not os.fspath(value):  # which would be the working directory
+        raise ValueError(f"{name} must be a path, got an empty one.")
 
 
 def _is_integer(value: Any) -> bool:

@@ -6,10 +6,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def beside(path: Path) -> Path:
+    """A hidden name in the same folder that no other writer has: threads, and containers with equal process numbers."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -20,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
     power, one of the two.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = beside(path)
     try:
         yield temporary
         with temporary.open("rb") as file:

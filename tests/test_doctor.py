@@ -322,7 +322,10 @@ def test_pictures_of_large_images_are_small(root, tmp_path):
         assert drawn.size == (960, 128)
 
 
-@pytest.mark.parametrize("content", ["names: [a]\n", "[1, 2]\n", "train: images\n", "{train: images, names: []}\n"])
+@pytest.mark.parametrize(
+    "content",
+    ["names: [a]\n", "[1, 2]\n", "train: images\n", "{train: images, names: []}\n", "{train: images, names: cat}\n"],
+)
 def test_other_files_are_refused_in_one_sentence(content, tmp_path):
     (tmp_path / "data.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"data \(--data\) must be the YAML file of a detection data set.*\.$"):

@@ -371,15 +371,17 @@ def test_hard_cases_are_not_mixed_with_other_files(tmp_path):
     YAML.save(tmp_path / "data.yaml", {"names": {0: "cat"}})
     with pytest.raises(ValueError, match="has cat; choose another one"):
         hard_cases.check(tmp_path, NAMES)
+    YAML.save(tmp_path / "data.yaml", {"names": list(NAMES)})
+    hard_cases.check(tmp_path, NAMES)
 
 
 @pytest.mark.parametrize(
-    ("file", "content"), [("data.yaml", "names: [cat]"), ("data.yaml", "names: {"), ("reasons.json", '[{"image": ')]
+    ("file", "content"), [("data.yaml", "names: cat"), ("data.yaml", "names: {"), ("reasons.json", '[{"image": ')]
 )
 def test_hard_cases_that_cannot_be_read_are_refused(file, content, tmp_path):
     (tmp_path / "reasons.json").write_text("[]")
     (tmp_path / file).write_text(content)
-    with pytest.raises(ValueError, match=r"a reasons\.json or data\.yaml that cannot be read"):
+    with pytest.raises(ValueError, match=f"must be a folder of hard cases, and {tmp_path / file} cannot be read"):
         hard_cases.check(tmp_path, NAMES)
 
 

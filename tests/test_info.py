@@ -124,3 +124,7 @@ def test_command(tmp_path, monkeypatch):
     assert list(model["cost"]["parts"]) == ["backbone", "head"]
     assert "baseline" not in model
     assert "ratio" not in text
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    done = CliRunner().invoke(app, ["info", "data.yaml"])
+    assert done.exit_code == 1
+    assert "The model 'data.yaml' must have backbone" in done.stderr

@@ -117,6 +117,16 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path, choice: str, me
     assert message in " ".join(done.stderr.split())
 
 
+def test_headers_without_cuda_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    if not shutil.which("cmake"):
+        pytest.skip("cmake is not on PATH")
+    settings = ["-DFASTYOLO_CUDA=off", "-DFASTYOLO_TORCH=off", f"-DTENSORRT_INCLUDE_DIR={tmp_path}"]
+    done = subprocess.run(
+        ["cmake", "-S", HERE.parent, "-B", tmp_path / "build", *settings], capture_output=True, text=True, timeout=120
+    )
+    assert "the TensorRT plugins are left out: they need the CUDA kernels" in " ".join(done.stderr.split())
+
+
 # ---- in the lean runtime
 
 

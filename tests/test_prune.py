@@ -456,6 +456,7 @@ def test_sparsity_makes_factors_fade(training, trained, tmp_path, amp):
         ({"ratio": 0.3, "multiple": 12}, "multiple must be a multiple of 8"),
         ({"ratio": 0.3, "steps": 3}, "data must be given to train with, which steps=3"),
         ({"ratio": 0.3, "sparsity": 0.01}, "data must be given to train with, which sparsity=0.01"),
+        ({"ratio": 0.3, "epochs": 3}, "data must be given to train with, which epochs=3"),
         ({"ratio": 0.3, "path": "small.onnx"}, "path must end in '.pt'"),
     ],
 )

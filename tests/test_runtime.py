@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -466,9 +467,25 @@ def test_sources_that_are_not_there(maps, folder):
         (f"{folder}/*.xyz", FileNotFoundError, "holds no image"),
         (folder / "notes.txt", ValueError, "notes.txt is neither an image"),
         (3.5, TypeError, "source must be a path, a list of paths, a URL or a camera's number, got float"),
+        ("", ValueError, "source must be a path, got an empty one"),
+        ([folder / "a.jpg", 0], TypeError, r"source\[1\] must be a path, got int"),
+        ([""], ValueError, r"source\[0\] must be a path, got an empty one"),
     ]:
         with pytest.raises(error, match=message):
             det.stream(source)
+
+
+def test_arguments_of_another_type(maps, folder):
+    for model, error in ((None, TypeError), (5, TypeError), ("", ValueError)):
+        with pytest.raises(error, match="model must be a path, got"):
+            Detector(model)
+    det = Detector(maps)
+    with pytest.raises(TypeError, match="images must be a list of arrays, got generator"):
+        det.batch(image for image in ())
+    with pytest.raises(TypeError, match="on_error must be a function of a path and an error, got 5"):
+        det.stream(folder, on_error=5)
+    with pytest.raises(TypeError, match="image must be uint8 or uint16, got float64"):
+        det(np.zeros((8, 8, 3), np.uint8)).draw(np.zeros((8, 8, 3)))
 
 
 @pytest.mark.parametrize("source", [0, "0", "rtsp://camera/stream"])
@@ -752,7 +769,9 @@ def test_predict_keeps_pictures_of_one_name_apart(maps, folder, tmp_path):
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"a.jpg", "a-2.png"}
 
 
-def test_predict_from_a_camera_ends_with_an_interrupt(maps, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_predict_from_a_camera_ends_with_a_signal(maps, folder, tmp_path, monkeypatch, number, status):
+    before = [signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)]
     video = cv2.VideoCapture(str(folder / "v.avi"))
 
     class Camera:
@@ -762,7 +781,7 @@ def test_predict_from_a_camera_ends_with_an_interrupt(maps, folder, tmp_path, mo
         def read(self) -> tuple[bool, np.ndarray]:
             self.left -= 1
             if self.left < 0:
-                raise KeyboardInterrupt
+                signal.raise_signal(number)
             return video.read()
 
         def __getattr__(self, name: str) -> Any:
@@ -770,7 +789,9 @@ def test_predict_from_a_camera_ends_with_an_interrupt(maps, folder, tmp_path, mo
 
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     result = predict("--weights", maps, "--source", "0", "--save-dir", tmp_path / "saved")
-    assert result.exit_code == 0, result.stderr
+    signal.signal(signal.SIGINT, before[0])
+    assert result.exit_code == status, result.stderr
+    assert signal.getsignal(signal.SIGTERM) == before[1]
     assert result.stdout.startswith("0 90x120 3 frames: ")
     assert [path.name for path in (tmp_path / "saved").iterdir()] == ["0.avi"]
 

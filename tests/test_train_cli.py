@@ -128,6 +128,10 @@ def test_precedence(monkeypatch):
         (("--set", "mosaic=3"), "'mosaic=3' is an invalid value; valid 'mosaic' values are between 0.0 and 1.0"),
         (("--set", "tal_topk=0"), "tal_topk must be an integer of at least 1, got 0"),
         (("--set", "class_weights=[1, nan]"), "class_weights must be a list of a weight of 0 or more for each class"),
+        (("--set", "time=-1"), "time must be above 0 hours, got -1"),
+        (("--set", "fraction=2"), "fraction must be above 0 and at most 1, got 2"),
+        (("--set", "cache=maybe"), "cache must be true, false, ram or disk, got 'maybe'"),
+        (("--set", "close_geometry=-1"), "close_geometry must be an integer of at least 0, got -1"),
         (("--set", "optimizer=Lion"), "optimizer must be one of auto, Adam, Adamax, AdamW, MuSGD, "),
         (("--set", "freeze_backbone=true"), "freeze_backbone needs a trained backbone, and 'yolov8s-fast.yaml' starts"),
         (("--preset", "small"), "'small' is not one of 'few-images', 'large-objects', 'many-classes', "),
@@ -285,6 +289,11 @@ def test_labels_that_ultralytics_takes_are_taken(shapes):
     assert len(dataset(shapes, "train")) == 8
     (folder / LABELS).write_text("7 .5 .5 .2 .2\n")
     assert len(dataset(shapes, "train", single_cls=True)) == 8
+
+
+def test_classes_without_objects(shapes):
+    with pytest.raises(ValueError, match=r"classes must have objects to train on, got \[7\], of which none of the 8"):
+        dataset(shapes, "train", classes=[7])
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "wrong"])

@@ -203,12 +203,13 @@ class Detector {
   void report(Image& image) const {
     const int count = outputs_[0]->values<int32_t>()[0];
     const float* corners = outputs_[1]->values<float>();  // [max_det, 4] xyxy in pixels of the network's input
-    const auto pixel = [&](float value, int offset, int size) {
-      return static_cast<int>(std::clamp((value - offset) / box_.gain, 0.f, static_cast<float>(size - 1)));
+    const auto pixel = [](float value, int size, int resized) {
+      return static_cast<int>(std::clamp(value * size / resized, 0.f, size - 1.f));
     };
+    const auto x = [&](float value) { return pixel(value - box_.left, box_.width, box_.resized_width); };
+    const auto y = [&](float value) { return pixel(value - box_.top, box_.height, box_.resized_height); };
     for (int i = 0; i < count; ++i, corners += 4) {
-      const Box box = {pixel(corners[0], box_.left, image.width), pixel(corners[1], box_.top, image.height),
-                       pixel(corners[2], box_.left, image.width), pixel(corners[3], box_.top, image.height)};
+      const Box box = {x(corners[0]), y(corners[1]), x(corners[2]), y(corners[3])};
       const int label = outputs_[3]->values<int32_t>()[i];
       std::printf("class %-4d %.3f  %d,%d - %d,%d\n", label, outputs_[2]->values<float>()[i], box.x1, box.y1, box.x2,
                   box.y2);

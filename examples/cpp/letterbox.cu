@@ -56,7 +56,6 @@ Letterbox fit(int width, int height, int net_width, int net_height) {
   box.resized_height = std::max(round(height * gain), 1);
   box.left = round((net_width - box.resized_width) / 2.0 - 0.1);
   box.top = round((net_height - box.resized_height) / 2.0 - 0.1);
-  box.gain = static_cast<float>(gain);
   return box;
 }
 

@@ -6,13 +6,13 @@
 
 #include <cstdint>
 
-// Where the image lies in the network's input: scaled by `gain` to `resized_width` x `resized_height` pixels, centred.
+// Where the image lies in the network's input: scaled to `resized_width` x `resized_height` pixels, centred. The sides
+// are rounded, so what is found in x lies at width / resized_width of its place, in y at height / resized_height.
 struct Letterbox {
   int width, height;          // of the image
   int net_width, net_height;  // of the network's input
   int resized_width, resized_height;
   int left, top;
-  float gain;
 };
 
 Letterbox fit(int width, int height, int net_width, int net_height);

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import tempfile
 import warnings
@@ -123,6 +124,24 @@ def resumable() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which docker stop, systemctl stop and timeout send."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Lets SIGTERM end what runs here as Ctrl-C does, so that it can keep what it has."""
+
+    def end(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def progress_bar(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -137,6 +156,11 @@ def load(weights: str, how: str = "with --weights FILE") -> Any:
         raise FileNotFoundError(
             f"The weights {weights!r} are not on this machine and cannot be downloaded; "
             f"pass a detection checkpoint {how}."
+        ) from error
+    except KeyError as error:  # of a YAML file
+        raise ValueError(
+            f"The model {weights!r} must have {error.args[0]}; pass a model's YAML file, such as yolov8s-fast.yaml, or "
+            f"a checkpoint."
         ) from error
     ultralytics.LOGGER.setLevel("WARNING")
     return model

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
 
 import cv2
 
-from fastyolo._files import replacing
+from fastyolo._files import beside, replacing
 from fastyolo.runtime.letterbox import Image
 from fastyolo.runtime.results import Frame
 
@@ -74,7 +73,8 @@ class _Video:
         assert frame.rate is not None
         self.source = frame.path
         self._path = path
-        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}.avi")
+        hidden = beside(path)
+        self._temporary = hidden.with_name(f"{hidden.name}.avi")
         height, width = frame.image.shape[:2]
         codec = cv2.VideoWriter.fourcc(*"MJPG")  # the one that every OpenCV brings
         self._writer = cv2.VideoWriter(str(self._temporary), codec, frame.rate, (width, height))

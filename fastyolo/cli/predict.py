@@ -22,11 +22,13 @@ from fastyolo.cli.common import (
     Half,
     Json,
     Stock,
+    Terminated,
     image_size,
     load_detector,
     progress_bar,
     report,
     reporting,
+    terminable,
     writable,
 )
 
@@ -103,6 +105,8 @@ def predict(
 ) -> None:
     """Detect objects, save annotated pictures or videos, and print a line for each."""
     with reporting(debug):
+        if source == "":  # of a shell's variable that is not set; as a path, it would be the working directory
+            raise typer.BadParameter("must be a path, a URL or a camera's number, got nothing.", param_hint="--source")
         if source is not None and not _is_pattern(source) and not Path(source).exists():
             raise typer.BadParameter(f"{source!r} does not exist.", param_hint="--source")
         given: dict[str, Any] = {
@@ -138,18 +142,21 @@ def predict(
             settings = {"imgsz": 640, **settings, "device": device, "quantize": 16 if half else None, "batch": batch}
             results = _of_checkpoint(model, source, save_dir, json, settings)
         documents: list[Document] = []
-        interrupted = False
+        interrupted: KeyboardInterrupt | None = None
         try:
-            _collect(results, documents)
-        except KeyboardInterrupt:
+            with terminable():
+                _collect(results, documents)
+        except KeyboardInterrupt as error:
             if not documents:
                 raise
-            interrupted = True
+            interrupted = error
         print_line = Console(highlight=False, soft_wrap=True).print
         if documents:
             print_line(f"Annotated pictures are in {save_dir}", markup=False)
         if json:
             write_json(json, {**facts, "images": documents, **({"failed": failed} if exported else {})})
+        if isinstance(interrupted, Terminated):
+            raise typer.Exit(143)
         if interrupted and not _is_camera(source):
             report("Interrupted; the results are those of the images until then.")
             raise typer.Exit(130)

@@ -71,7 +71,10 @@ def prune(
         int | None, typer.Option("--threads", min=1, help="Of ONNX Runtime for --latency.", show_default="all")
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Rounds of removing and training.")] = 1,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the training after each step.")] = 30,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Of the training after each step.", show_default="30, with --data"),
+    ] = None,
     sparsity: Annotated[
         float,
         typer.Option("--sparsity", min=0, max=1, help="Weight of the L1 term in a training before; 0: no training."),

@@ -9,6 +9,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from fastyolo._files import beside
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # of linux/fs.h
 
@@ -62,16 +64,16 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _exchange_in_steps(new: Path, target: Path) -> None:
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    target.rename(beside)
+    kept = beside(target)
+    target.rename(kept)
     try:
         new.rename(target)
     except BaseException as error:
         try:
-            beside.rename(target)
+            kept.rename(target)
         except OSError:
             raise FileExistsError(
-                f"path {str(target)!r} was written by another process meanwhile; what was there before is {beside}."
+                f"path {str(target)!r} was written by another process meanwhile; what was there before is {kept}."
             ) from error
         raise
-    beside.rename(new)
+    kept.rename(new)

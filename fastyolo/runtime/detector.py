@@ -93,6 +93,9 @@ class Detector:
             raise ValueError(f"engine must be one of {', '.join(get_args(EngineName))}, got {engine!r}.")
         given = _settings(conf, iou, max_det, agnostic_nms, multi_label)
         threads = len(os.sched_getaffinity(0)) if threads is None else _arguments.integer("threads", threads, 1)
+        if model is None:
+            raise TypeError("model must be a path, got None.")
+        _arguments.path("model", model)
         self._file = Path(model)
         if not self._file.exists():
             raise FileNotFoundError(f"The model {str(model)!r} does not exist.")
@@ -129,6 +132,8 @@ class Detector:
 
     def batch(self, images: Sequence[npt.NDArray[Any]]) -> list[Detections]:
         """The detections of several images of any sizes, in one run of the network if it takes as many."""
+        if not isinstance(images, Sequence | np.ndarray):
+            raise TypeError(f"images must be a list of arrays, got {type(images).__name__}.")
         size = self.batch_size or max(len(images), 1)
         found: list[Detections] = []
         for start in range(0, len(images), size):
@@ -149,6 +154,8 @@ class Detector:
         Raises:
             FileNotFoundError, TypeError, ValueError: there is no such source; at once, not at the first image.
         """
+        if on_error is not None and not callable(on_error):
+            raise TypeError(f"on_error must be a function of a path and an error, got {on_error!r}.")
         return self._stream(open_source(source), on_error)
 
     def preprocess(self, images: Sequence[npt.NDArray[Any]]) -> tuple[Float32, list[Placement]]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastyolo.runtime.letterbox import Float32, Image
+from fastyolo.runtime.sources import to_bgr
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +40,13 @@ class Detections:
         rows = zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
         return [{"class": label, "name": self.names[label], "score": score, "box": box} for label, score, box in rows]
 
-    def draw(self, image: Image) -> Image:
-        """A copy of the image with boxes, names and scores; with '?' for characters that OpenCV's font lacks."""
-        canvas: Image = image.copy()
+    def draw(self, image: npt.NDArray[Any]) -> Image:
+        """A copy of the image, as BGR, with boxes, names and scores; '?' for characters that OpenCV's font lacks.
+
+        Raises:
+            TypeError, ValueError: it is not an array that a detector takes.
+        """
+        canvas: Image = to_bgr(image).copy()
         thickness = max(round(sum(image.shape[:2]) * 0.0015), 2)
         for box, score, label in reversed(list(zip(*self, strict=True))):  # the surest on top
             left, top, right, bottom = box.round().astype(int).tolist()

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fastyolo import _arguments
 from fastyolo.runtime.letterbox import Image
 
 Source: TypeAlias = "str | Path | int | Sequence[str | Path]"
@@ -74,8 +75,14 @@ def open_source(source: Source) -> Images:
 
 def list_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
     """The files of a source that is no camera; errors as of `open_source`."""
-    items = [source] if isinstance(source, str | Path) else source
-    return [path for item in items for path in _files(item)]
+    if isinstance(source, str | Path):
+        _arguments.path("source", source)
+        return _files(source)
+    for index, item in enumerate(source):
+        if not isinstance(item, str | Path):
+            raise TypeError(f"source[{index}] must be a path, got {type(item).__name__}.")
+        _arguments.path(f"source[{index}]", item)
+    return [path for item in source for path in _files(item)]
 
 
 def is_camera(source: str) -> bool:

@@ -36,7 +36,7 @@ def prune(
     imgsz: int = 640,
     threads: int | None = None,
     steps: int = 1,
-    epochs: int = 30,
+    epochs: int | None = None,
     sparsity: float = 0.0,
     sparsity_epochs: int = 30,
     distill: bool = True,
@@ -73,7 +73,7 @@ def prune(
         imgsz: side of the input in pixels that FLOPs and latency are of, and that is trained with.
         threads: of ONNX Runtime for `latency`; `None`: one for each core.
         steps: of removing and training, with the same share removed in each.
-        epochs: of the training after each step.
+        epochs: of the training after each step; `None`: 30.
         sparsity: the setting `sparsity` of a training before the first step; 0: none.
         sparsity_epochs: of that training.
         distill: take the unpruned model for the teacher.
@@ -116,13 +116,14 @@ def prune(
         raise ValueError(f"multiple must be a multiple of 8, got {multiple}.")
     _arguments.integer("imgsz", imgsz, 32)
     _arguments.integer("steps", steps, 1)
-    _arguments.integer("epochs", epochs, 1)
+    if epochs is not None:
+        _arguments.integer("epochs", epochs, 1)
     _arguments.integer("sparsity_epochs", sparsity_epochs, 1)
     _arguments.number("sparsity", sparsity, 0.0, 1.0)
     _arguments.boolean("distill", distill)
-    if data is None and (steps > 1 or sparsity):
-        reason = f"steps={steps}" if steps > 1 else f"sparsity={sparsity:g}"
-        raise ValueError(f"data must be given to train with, which {reason} asks for.")
+    for name, given_value, without in (("steps", steps, 1), ("sparsity", sparsity, 0), ("epochs", epochs, None)):
+        if data is None and given_value != without:
+            raise ValueError(f"data must be given to train with, which {name}={given_value:g} asks for.")
     if data is not None and not isinstance(weights, str | Path):
         raise TypeError(f"weights must be the path of a checkpoint to train with data, got {type(weights).__name__}.")
     if taken := sorted(TAKEN & set(training or {})):
@@ -147,7 +148,7 @@ def prune(
         multiple=multiple,
         imgsz=imgsz,
         steps=steps,
-        epochs=epochs,
+        epochs=30 if epochs is None else epochs,
         sparsity=sparsity,
         sparsity_epochs=sparsity_epochs,
         distill=distill,

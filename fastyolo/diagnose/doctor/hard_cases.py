@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,12 @@ def check(folder: Path, names: Sequence[str]) -> None:
                 "choose another one."
             )
         return
-    try:
+    with _understood(folder / _REASONS):
         _read(folder)
-        description = folder / "data.yaml"
-        kept = list(yaml.safe_load(description.read_bytes())["names"].values()) if description.exists() else list(names)
-    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"collect (--collect) must be a folder of hard cases, and {folder} has a {_REASONS} or data.yaml that "
-            f"cannot be read ({' '.join(str(error).split())}); choose another one."
-        ) from error
+    kept, description = list(names), folder / "data.yaml"
+    if description.exists():
+        with _understood(description):
+            kept = _names(description)
     if kept != list(names):
         raise ValueError(
             f"collect (--collect) must be a folder whose classes are those of the data set, and {folder} has "
@@ -132,6 +130,29 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     cases = json.loads(file.read_text(encoding="utf-8"))
     return {case["image"]: {key: value for key, value in case.items() if key != "image"} for case in cases}
+
+
+def _names(file: Path) -> list[str]:
+    """Of a data.yaml, which may have been edited."""
+    names = yaml.safe_load(file.read_bytes())["names"]
+    if not isinstance(names, dict | list):
+        raise TypeError("names are neither a list nor a mapping")
+    return list(names.values() if isinstance(names, dict) else names)
+
+
+@contextmanager
+def _understood(file: Path) -> Iterator[None]:
+    """
+    Raises:
+        ValueError: the file is not what `collect` writes.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"collect (--collect) must be a folder of hard cases, and {file} cannot be read "
+            f"({' '.join(str(error).split())}); choose another one."
+        ) from error
 
 
 def _write(folder: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:

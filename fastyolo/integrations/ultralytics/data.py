@@ -139,6 +139,14 @@ class CheckedDataset(YOLODataset):
             raise self._without_objects(files)
         return labels
 
+    def update_labels(self, include_class: list[int] | None) -> None:
+        super().update_labels(include_class)
+        if include_class and self.augment and not any(len(label["cls"]) for label in self.labels):
+            raise ValueError(
+                f"classes must have objects to train on, got {include_class}, of which none of the "
+                f"{len(self.labels):,} images of the data set's split {self._split!r} has one."
+            )
+
     def _without_objects(self, files: list[str]) -> ValueError:
         way_out = "" if self.augment else "; to validate on it all the same, set skip_bad_labels=true"
         return ValueError(

@@ -38,6 +38,11 @@ def describe(data: str | Path) -> Description:
     if not {"names", "nc"} & keys or not {"train", "val", "validation"} & keys:
         got = ", ".join(sorted(map(str, keys))) or "nothing of these"
         raise ValueError(f"{expected}, which has train, val and names, got {str(data)!r}, which has {got}.")
+    given = content.get("names")
+    if not isinstance(given, dict | list | None):
+        raise ValueError(
+            f"{expected}, with names as a list or by their numbers, got {given!r}; write names: [{given}]."
+        )
     names, findings = _names(content)
     if not names:
         raise ValueError(f"{expected}, which names a class at least, got {str(data)!r}, which names none.")

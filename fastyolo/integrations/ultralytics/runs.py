@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,16 @@ def check_names(names: Iterable[str]) -> None:
             raise ValueError(settings.unknown_name(str(name), sorted(NAMES)))
 
 
+# What ultralytics does not look at, and trains with all the same.
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "cache": ("true, false, ram or disk", lambda value: str(value).lower() in ("true", "false", "ram", "disk")),
+    "close_mosaic": ("0 or more", lambda value: value >= 0),
+    "fraction": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "time": ("above 0 hours", lambda value: value > 0),
+    "warmup_epochs": ("0 or more", lambda value: value >= 0),
+}
+
+
 def check_values(arguments: Mapping[str, Any]) -> None:
     """Refuse values that ultralytics' arguments or fastyolo's settings cannot have, before a run is begun with them.
 
@@ -75,6 +85,9 @@ def check_values(arguments: Mapping[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         clauses = re.split(r"(?<!i\.e)\. ", str(error).rstrip("."))
         raise ValueError("; ".join(clause[0].lower() + clause[1:] for clause in clauses) + ".") from error
+    for name, (expected, holds) in _RANGES.items():
+        if (value := theirs.get(name)) is not None and not holds(value):
+            raise ValueError(f"{name} must be {expected}, got {value!r}.")
     if (optimizer := str(theirs.get("optimizer", "auto"))).lower() not in map(str.lower, _OPTIMIZERS):
         raise ValueError(f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}.")
     from_scratch = _is_yaml(str(arguments.get("model", "")))
