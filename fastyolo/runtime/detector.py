@@ -80,7 +80,8 @@ class Detector:
                 None: what is built in, else False.
             imgsz: of a model with free sizes: height and width in pixels to letterbox to. None: what the file says.
             engine: "onnxruntime", "openvino" or a class of your own.
-            threads: cores to use; None: all that this process may.
+            threads: of the network, and images that a stream works at; None: one for each core that this process may
+                use. Resizing and decoding have their own, those of OpenCV and of `fastyolo._C.set_num_threads`.
 
         Raises:
             FileNotFoundError: there is no such file.
