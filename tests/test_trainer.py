@@ -170,8 +170,10 @@ def set_up(**overrides: Any) -> Trainer:
 def test_an_interrupt_ends_all_processes_of_a_run(tmp_path):
     """As torchrun does, the launcher waits for a process that an interrupt of its parent alone does not reach."""
     code = """
-import sys
+import signal, sys
 from fastyolo.integrations.ultralytics.processes import launch
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which there is not in the background
 
 worker = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
 launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
