@@ -595,7 +595,7 @@ def test_nothing_is_deleted_for_several_gpus(arguments, tmp_path, monkeypatch):
     trainer.ddp, trainer.world_size = True, 2
     (trainer.save_dir / "notes.txt").write_text("precious")
     commands = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: commands.append(command))
+    monkeypatch.setattr(trainer_module, "launch", lambda command, check: commands.append(command))
     trainer.train()
     assert (trainer.save_dir / "notes.txt").exists()
     assert commands[0][1:5] == ["-m", "torch.distributed.run", "--nproc_per_node", "2"]

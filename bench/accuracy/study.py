@@ -16,7 +16,7 @@ import csv
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -40,25 +40,38 @@ from matplotlib import pyplot
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 AMP = "bf16"
-CLOSE_GEOMETRY = 5  # epochs
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model to train from scratch; with `teacher`, from the best weights of that variant and the same seed."""
+    """A model to train from scratch; with `teacher`, from the best weights of that variant and the same seed.
+
+    Attributes:
+        close_geometry: of the 30 epochs, the last ones in which images are as in deployment.
+    """
 
     label: str
     model: str
     attention: bool = True
     teacher: str | None = None
+    close_geometry: int = 0
 
 
-VARIANTS = {
+_OPEN = {
     "yolov8s": Variant("YOLOv8s", "yolov8s.yaml"),
     "yolov8n": Variant("YOLOv8n", "yolov8n.yaml"),
     "yolov8s-fast": Variant("yolov8s-fast", "yolov8s-fast.yaml"),
     "yolov8s-fast-distilled": Variant("yolov8s-fast, taught by YOLOv8s", "yolov8s-fast.yaml", teacher="yolov8s"),
     "yolov8s-fast-no-eca": Variant("yolov8s-fast without ECA", "yolov8s-fast.yaml", attention=False),
+}
+VARIANTS = _OPEN | {
+    f"{name}-closed": replace(
+        variant,
+        label=f"{variant.label}, close_geometry",
+        teacher=variant.teacher and f"{variant.teacher}-closed",
+        close_geometry=5,
+    )
+    for name, variant in _OPEN.items()
 }
 
 
@@ -121,13 +134,7 @@ def main() -> None:
         "device": torch.device(arguments.device).type,
         "threads": torch.get_num_threads(),
         "data": title,
-        "recipe": {
-            "epochs": arguments.epochs,
-            "imgsz": arguments.imgsz,
-            "batch": arguments.batch,
-            "amp": AMP,
-            "close_geometry": CLOSE_GEOMETRY,
-        },
+        "recipe": {"epochs": arguments.epochs, "imgsz": arguments.imgsz, "batch": arguments.batch, "amp": AMP},
         "small": {"pixels": int(SIZES["small"][1] ** 0.5), "score": SCORE, "iou": IOU},
         "environment": environment(),
         "runs": [assess(run, arguments) for run in runs],
@@ -170,7 +177,7 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
         "device": arguments.device,
         "seed": run.seed,
         "amp": AMP,
-        "close_geometry": CLOSE_GEOMETRY,
+        "close_geometry": run.variant.close_geometry,
         "channels_last": True,
         "cache": "ram",
         "pretrained": False,
