@@ -199,7 +199,7 @@ def test_a_launcher_that_fails_is_told_apart():
 # The run itself
 
 
-def test_default_settings_are_ultralytics_own(arguments, tmp_path):
+def test_default_settings_are_ultralytics_own(arguments, tmp_path, caplog):
     trainers = []
     for trainer in (Trainer, DetectionTrainer):
         augmented = {"mosaic": 1.0, "scale": 0.5, "cls_pw": 0.5, "epochs": 2, "close_mosaic": 1}
@@ -210,6 +210,7 @@ def test_default_settings_are_ultralytics_own(arguments, tmp_path):
     assert len(ours) == 2
     assert same(*(state(trainer.last) for trainer in trainers))
     assert trainers[0].metrics == trainers[1].metrics
+    assert "close_geometry had" not in caplog.text
 
 
 @pytest.mark.parametrize(("close_mosaic", "height"), [(0, 64), (1, 43), (2, 64), (3, 43)])

@@ -433,7 +433,8 @@ class Trainer(DetectionTrainer):
 
     def final_eval(self) -> None:
         """ultralytics' own, except that last.pt becomes final only afterwards: until then, resume can repeat it."""
-        if not self.args.time and self.epoch < self.epochs - self.settings.close_geometry and RANK in {-1, 0}:
+        closing = self.settings.close_geometry
+        if closing and not self.args.time and self.epoch < self.epochs - closing and RANK in {-1, 0}:
             LOGGER.warning(
                 "close_geometry had no effect, since the run stopped before its last epochs; train best.pt on with "
                 "mosaic=0, scale=0 and translate=0, or raise patience."
