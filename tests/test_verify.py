@@ -521,8 +521,18 @@ def test_noise_of_int8_is_told_from_faults(data, tmp_path):
         constant.CopyFrom(numpy_helper.from_array(how(numpy_helper.to_array(constant)), name))
         return model
 
+    def scaled(model: ModelProto, factor: float) -> ModelProto:
+        return change(model, "quantization.scale_19", lambda scale: scale * np.float32(factor))
+
+    def coarse(model: ModelProto) -> ModelProto:
+        """As a Concat's one scale makes them of a layer whose values are an eighth of its neighbours'."""
+        return scaled(model, 8)
+
+    def too_coarse(model: ModelProto) -> ModelProto:
+        return scaled(model, 16)
+
     def clipped(model: ModelProto) -> ModelProto:
-        return change(model, "quantization.scale_19", lambda scale: scale / np.float32(6))
+        return scaled(model, 1 / 6)
 
     def shuffled(model: ModelProto) -> ModelProto:
         shuffle = np.random.default_rng(0).permutation
@@ -533,10 +543,12 @@ def test_noise_of_int8_is_told_from_faults(data, tmp_path):
         [x for x in model.graph.node if x.op_type == "QuantizeLinear"][10].input[2] = "zero"
         return model
 
-    report = verify(weights, file, photographs[-2:])
-    assert report.agrees, report
-    assert {stage.name: stage.measure for stage in report.stages}["maps"] == "relative"
-    for plant, stages in ((clipped, {"layers"}), (shuffled, {"layers"}), (shifted, {"layers", "maps"})):
+    for model in (onnx.load(file), coarse(onnx.load(file))):
+        report = verify(weights, save(model, tmp_path / "sound.onnx"), photographs[-2:])
+        assert report.agrees, report
+        assert {stage.name: stage.measure for stage in report.stages}["maps"] == "relative"
+    faults = ((clipped, {"layers"}), (too_coarse, {"layers"}), (shuffled, {"layers"}), (shifted, {"layers", "maps"}))
+    for plant, stages in faults:
         report = verify(weights, save(plant(onnx.load(file)), tmp_path / "fault.onnx"), photographs[-2:])
         assert {stage.name for stage in report.stages if stage.verdict == "departs"} >= stages, plant
         assert causes(report) == ["layer"]

@@ -8,6 +8,7 @@ module model.2.cv1.conv. The tensors that enter and leave the nodes below a path
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,14 @@ class Block:
         inputs: names of the tensors that enter it, in the order of their use, without constants.
         output: name of the one tensor that leaves it.
         nodes: their names.
+        step: between the values that the output can have, if it leaves through a DequantizeLinear with one scale.
     """
 
     path: str
     inputs: tuple[str, ...]
     output: str
     nodes: tuple[str, ...]
+    step: float | None
 
 
 class Graph:
@@ -156,7 +159,19 @@ class Graph:
         leaving = [name for name in made if name in data and consumers.get(name, set()) - set(indices)]
         if len(leaving) != 1 or not inputs:
             return None
-        return Block(path, inputs, leaving[0], tuple(node.name for node in nodes))
+        (last,) = (node for node in nodes if leaving[0] in node.output)
+        scale = self._constants.get(last.input[1]) if last.op_type == "DequantizeLinear" else None
+        step = float(scale) if scale is not None and scale.size == 1 else None
+        return Block(path, inputs, leaving[0], tuple(node.name for node in nodes), step)
+
+    @functools.cached_property
+    def _constants(self) -> dict[str, npt.NDArray[Any]]:
+        """The scalars of the graph, by name."""
+        return {
+            tensor.name: onnx.numpy_helper.to_array(tensor)
+            for tensor in self._model.graph.initializer
+            if math.prod(tensor.dims) == 1
+        }
 
 
 def _paths(name: str) -> Iterator[str]:
