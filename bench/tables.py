@@ -344,6 +344,8 @@ def render_pruning(report: dict[str, Any]) -> str:
             f"; accuracy on {report['data']}: unpruned (YOLOv8n after {report['stock_epochs']} epochs on it), pruned, "
             f"and trained for {report['recipe']['epochs']} epochs then"
         )
+        if any(row.get("sparsity") for rows in report["models"].values() for row in rows):
+            trained += " (sparsity: the first half of them before, with that weight of the L1 term; by gamma, global)"
     lines = [
         f"{_machine(report)}; onnxruntime {report['onnxruntime']}; one image of {report['imgsz']} x {report['imgsz']} "
         f"pixels; channels chosen by {choice}{trained}.",
@@ -367,7 +369,8 @@ def render_pruning(report: dict[str, Any]) -> str:
                     for metric in ("mAP50", "mAP50-95")
                 ),
             )
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            label = f"{name}, sparsity {row['sparsity']:g}" if row.get("sparsity") else name
+            lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -4,9 +4,11 @@
 python bench/compression/prune.py --data deeppcb/data.yaml --runs runs/pruning --fast yolov8s-fast.pt --stock yolov8n.pt
 
 The light model is trained on the data set already; YOLOv8n, which need not be, is first trained on it. Each is then
-pruned and trained with its unpruned self for a teacher. Finished runs are kept and an interrupted one goes on, so the
-command can be repeated until all is there. Latency is ONNX Runtime's, of the pruned network in turns with the unpruned
-one; with --latency-only nothing is trained, since it does not depend on what the weights are.
+pruned and trained with its unpruned self for a teacher. With --sparsity, the light model also spends the first half of
+those epochs on the L1 term, and its channels go by the factors of the normalisations. Finished runs are kept and an
+interrupted one goes on, so the command can be repeated until all is there. Latency is ONNX Runtime's, of the pruned
+network in turns with the unpruned one; with --latency-only nothing is trained, since it does not depend on what the
+weights are.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ from fastyolo.compress.pruning import prune
 from fastyolo.compress.pruning.latency import LatencyMeter
 from fastyolo.compress.pruning.run import train
 from fastyolo.integrations.ultralytics.accuracy import evaluate
+from fastyolo.train.settings import closing_epochs
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SHARES = (0.3, 0.5)
 
-# Without a training for sparsity before, the factors of the normalisations say little about the channels.
+# Without a training for sparsity before, the factors of the normalisations say little about the channels. After one,
+# the defaults are "gamma" and "global".
 CHOICE = {"importance": "l1", "ranking": "per-layer"}
 
 
@@ -41,6 +45,7 @@ def main() -> None:
     parser.add_argument("--fast", required=True, metavar="FILE", type=Path, help="yolov8s-fast, trained on that data")
     parser.add_argument("--stock", required=True, metavar="FILE", type=Path, help="YOLOv8n, trained on other data")
     parser.add_argument("--epochs", type=int, default=20, help="of training after pruning")
+    parser.add_argument("--sparsity", type=float, nargs="*", default=[], help="of the light model, to compare")
     parser.add_argument("--stock-epochs", type=int, default=20, help="of YOLOv8n on that data before")
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
@@ -79,23 +84,34 @@ def main() -> None:
         if name == "yolov8n" and not arguments.latency_only:
             tuned = arguments.runs / name / "unpruned"
             data = {"data": str(arguments.data.resolve()), "imgsz": arguments.imgsz}
-            train(weights, tuned, {"epochs": arguments.stock_epochs, **data, **recipe})
+            length = {"epochs": arguments.stock_epochs, "close_geometry": closing_epochs(arguments.stock_epochs)}
+            train(weights, tuned, {**length, **data, **recipe})
             weights = tuned / "weights" / "best.pt"
-        report["models"][name] = [assess(name, weights, share, arguments, recipe) for share in SHARES]
+        sparsities = [0.0, *(arguments.sparsity if name == "yolov8s-fast" and not arguments.latency_only else [])]
+        report["models"][name] = [
+            assess(name, weights, share, sparsity, arguments, recipe) for sparsity in sparsities for share in SHARES
+        ]
     write_json(arguments.output or RESULTS / f"pruning-{report['environment']['date'][:10]}.json", report)
 
 
-def assess(name: str, weights: Path, share: float, arguments: argparse.Namespace, recipe: dict[str, Any]) -> Any:
+def assess(
+    name: str, weights: Path, share: float, sparsity: float, arguments: argparse.Namespace, recipe: dict[str, Any]
+) -> dict[str, Any]:
     """A model that loses a share of its FLOPs: its costs, its accuracy at each stage and its latency."""
-    folder = arguments.runs / name / f"{share:.0%}"
-    settings: dict[str, Any] = {"flops": share, "imgsz": arguments.imgsz, "path": folder / "pruned.pt", **CHOICE}
+    folder = arguments.runs / name / (f"{share:.0%}-sparsity-{sparsity:g}" if sparsity else f"{share:.0%}")
+    settings: dict[str, Any] = {"flops": share, "imgsz": arguments.imgsz, "path": folder / "pruned.pt"}
     if not arguments.latency_only:
         settings |= {"epochs": arguments.epochs, "training": recipe, "folder": folder / "runs"}
         settings["data"] = str(arguments.data.resolve())
+    if sparsity:
+        first = arguments.epochs // 2
+        settings |= {"sparsity": sparsity, "sparsity_epochs": first, "epochs": arguments.epochs - first}
+    else:
+        settings |= CHOICE
     LOGGER.setLevel("INFO")
     report = prune(weights, **settings, say=print)
     LOGGER.setLevel("WARNING")
-    row: dict[str, Any] = {"share": share, **report.as_dict(), "weights": Path(weights).name}
+    row: dict[str, Any] = {"share": share, "sparsity": sparsity, **report.as_dict(), "weights": Path(weights).name}
     del row["path"], row["layers"]
     if not arguments.latency_only:
         stages = {"unpruned": weights, "pruned": folder / "runs" / "step-1" / "pruned.pt", "trained": report.path}
