@@ -58,15 +58,30 @@ inline void walk_row(const Planes<T>& planes, int64_t width, int64_t cell, Whole
 }
 
 // Rows [first, last) of a map into a tile whose rows are `pitch` elements apart; `tile` is where row `first` goes.
-template <class T, class C>
+// Calls see(vector) for all that is read.
+template <class T, class C, class See>
 void load_rows(const Planes<const T>& planes, int64_t first, int64_t last, int64_t width, int64_t cell, C* tile,
-               int64_t pitch) {
+               int64_t pitch, See&& see) {
   for (int64_t h = first; h < last; ++h, tile += pitch) {
     const T* row = planes.data + h * planes.stride_h;
     walk_row<C>(
-        planes, width, cell, [&](int64_t to, int64_t from) { store(tile + to, load<C>(row + from)); },
-        [&](int64_t to, int64_t from) { tile[to] = convert<C>(row[from]); });
+        planes, width, cell,
+        [&](int64_t to, int64_t from) {
+          const Vec<C> v = load<C>(row + from);
+          see(v);
+          store(tile + to, v);
+        },
+        [&](int64_t to, int64_t from) {
+          tile[to] = convert<C>(row[from]);
+          see(splat(tile[to]));
+        });
   }
+}
+
+template <class T, class C>
+void load_rows(const Planes<const T>& planes, int64_t first, int64_t last, int64_t width, int64_t cell, C* tile,
+               int64_t pitch) {
+  load_rows(planes, first, last, width, cell, tile, pitch, [](Vec<C>) {});
 }
 
 // `rows` rows of a tile to where they are contiguous, as one run of vectors: one that goes on in the next row is two in

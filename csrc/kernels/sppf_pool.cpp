@@ -4,7 +4,8 @@
 // into the concatenation. (Forward in channels_last goes by whole pixels, sppf_pool_channels_last.cpp, but in float64.)
 // A window's maximum is separable: first along rows, then along columns. Rows are kept apart by a gap of -inf half a
 // window wide, the right padding of one row and the left padding of the next, so that the tile is a single run of
-// elements to the pass along rows and narrow planes fill vectors.
+// elements to the pass along rows and narrow planes fill vectors. Forward, the maxima of a stage cover each other: of a
+// window of maxima the first, the middle and the last row and column tell the maximum of all.
 //
 // Backward runs the stages again and keeps which neighbour won: the leftmost column of each row's window, then the
 // topmost row, which together are the first maximum in row-major order. The gradient goes back the same two steps, and
@@ -43,18 +44,6 @@ void fill_gaps(const Tile& tile, C* data, C value) {
     for (int64_t j = 0; j < tile.gap(); ++j) gap[j] = value;
   }
 }
-
-// The rows of a window around row y that exist.
-struct Rows {
-  int64_t first;
-  int64_t count;
-  int64_t skipped;  // above the map
-
-  Rows(const Tile& tile, int64_t y)
-      : first(std::max<int64_t>(0, y - tile.radius)),
-        count(std::min(tile.height - 1, y + tile.radius) - first + 1),
-        skipped(first - (y - tile.radius)) {}
-};
 
 // window_max, and the j that won, plus `skipped`, in choice[i].
 template <int Count, bool Special, class C>
@@ -110,7 +99,7 @@ void collect(const C* grad, const C* choice, int64_t stride, int64_t count, int6
 template <int Kernel, class F>
 void for_each_row(const Tile& tile, F&& f) {
   for (int64_t y = 0; y < tile.height; ++y) {
-    const Rows rows(tile, y);
+    const WindowRows rows(y, tile.height, tile.radius);
     if (rows.count == Kernel) {
       f(y, rows, std::integral_constant<int, Kernel>{});
     } else {
@@ -120,9 +109,9 @@ void for_each_row(const Tile& tile, F&& f) {
 }
 
 // window_max for windows around each of `count` vectors that are `stride` apart, clipped to them. The window slides
-// through registers, so that each vector is loaded once.
-template <int Kernel, bool Special, class C>
-void sliding_max(const C* in, int64_t stride, int64_t count, C* out) {
+// through registers, so that each vector is loaded once. Of each window every Step-th vector counts.
+template <int Kernel, int Step, bool Special, class C, class Store>
+void sliding_max(const C* in, int64_t stride, int64_t count, const Store& store_at) {
   constexpr int kRadius = Kernel / 2;
   Vec<C> window[Kernel];
   for (Vec<C>& v : window) v = splat(-std::numeric_limits<C>::infinity());
@@ -132,8 +121,8 @@ void sliding_max(const C* in, int64_t stride, int64_t count, C* out) {
   };
   const auto store_max = [&](int64_t i) {
     Vec<C> best = window[0];
-    for (int j = 1; j < Kernel; ++j) best = larger<Special, C>(window[j], best);
-    store(out + i * stride, best);
+    for (int j = Step; j < Kernel; j += Step) best = larger<Special, C>(window[j], best);
+    store_at(i * stride, best);
   };
   const int64_t ahead = std::min<int64_t>(kRadius, count);
   for (int64_t i = 0; i < ahead; ++i) push(load<C>(in + i * stride));
@@ -148,29 +137,47 @@ void sliding_max(const C* in, int64_t stride, int64_t count, C* out) {
   }
 }
 
-// stage = the maxima of its windows; `row_max` is scratch. The window that is known when this is compiled slides.
-template <int Kernel, bool Special, class C>
+// stage = the maxima of its windows; `row_max` is scratch. The window that is known when this is compiled slides. With
+// Chained the stage holds such maxima already, so that three of a window's rows and columns tell its maximum.
+template <int Kernel, bool Special, bool Chained, class C>
 void pool(const Tile& tile, C* stage, C* row_max) {
+  const int64_t step = window_step(tile.radius, Chained);
+  const int64_t taps = 2 * tile.radius / step + 1;
   if constexpr (Kernel > 0) {
+    constexpr int kStep = window_step(Kernel / 2, Chained);
     if (tile.cell == kLanes<C>) {
       for (int64_t y = 0; y < tile.height; ++y) {
-        sliding_max<Kernel, Special>(stage + y * tile.pitch(), tile.cell, tile.width, row_max + y * tile.pitch());
+        C* const out = row_max + y * tile.pitch();
+        sliding_max<Kernel, kStep, Special>(stage + y * tile.pitch(), tile.cell, tile.width,
+                                            [&](int64_t at, Vec<C> v) { store(out + at, v); });
       }
     } else {
-      window_max<Kernel, Special>(stage - tile.gap(), tile.cell, Kernel, row_max, tile.size());
+      constexpr int kTaps = Kernel / 2 * 2 / kStep + 1;
+      window_max<kTaps, Special>(stage - tile.gap(), step * tile.cell, taps, row_max, tile.size());
     }
-    // From right to left: the last vector of a row reaches into the next row, which is then written over.
-    for (int64_t i = (tile.row() - 1) / kLanes<C> * kLanes<C>; i >= 0; i -= kLanes<C>) {
-      sliding_max<Kernel, Special>(row_max + i, tile.pitch(), tile.height, stage + i);
+    // From right to left: the last vectors of a row reach across the gap into the next row, which is then written over.
+    const Vec<C> padding = splat(-std::numeric_limits<C>::infinity());
+    int64_t i = (tile.pitch() - 1) / kLanes<C> * kLanes<C>;
+    for (; i > tile.row() - kLanes<C>; i -= kLanes<C>) {
+      C* const out = stage + i;
+      const int64_t inside = std::max(tile.row() - i, int64_t{0});
+      sliding_max<Kernel, kStep, Special>(row_max + i, tile.pitch(), tile.height,
+                                          [&](int64_t at, Vec<C> v) { store(out + at, join<C>(v, padding, inside)); });
+    }
+    for (; i >= 0; i -= kLanes<C>) {
+      C* const out = stage + i;
+      sliding_max<Kernel, kStep, Special>(row_max + i, tile.pitch(), tile.height,
+                                          [&](int64_t at, Vec<C> v) { store(out + at, v); });
     }
   } else {
-    window_max<Kernel, Special>(stage - tile.gap(), tile.cell, 2 * tile.radius + 1, row_max, tile.size());
-    for_each_row<Kernel>(tile, [&](int64_t y, const Rows& rows, auto) {
-      window_max<0, Special>(row_max + rows.first * tile.pitch(), tile.pitch(), rows.count, stage + y * tile.pitch(),
-                             tile.row());
-    });
+    window_max<0, Special>(stage - tile.gap(), step * tile.cell, taps, row_max, tile.size());
+    for (int64_t y = 0; y < tile.height; ++y) {
+      const WindowRows rows(y, tile.height, tile.radius, step);
+      window_max<0, Special>(row_max + rows.first * tile.pitch(), step * tile.pitch(), rows.count,
+                             stage + y * tile.pitch(), tile.row());
+    }
+    fill_gaps(tile, stage, -std::numeric_limits<C>::infinity());
   }
-  fill_gaps(tile, stage, -std::numeric_limits<C>::infinity());
 }
 
 // The same, with the choices along rows and along columns.
@@ -181,7 +188,7 @@ void pool_and_choose(const Tile& tile, C* stage, C* row_max, C* columns, C* rows
   } else {
     window_choice<Kernel, false>(stage - tile.gap(), tile.cell, 2 * tile.radius + 1, 0, row_max, columns, tile.size());
   }
-  for_each_row<Kernel>(tile, [&](int64_t y, const Rows& rows, auto count) {
+  for_each_row<Kernel>(tile, [&](int64_t y, const WindowRows& rows, auto count) {
     window_choice<count.value, Special>(row_max + rows.first * tile.pitch(), tile.pitch(), rows.count, rows.skipped,
                                         stage + y * tile.pitch(), rows_chosen + y * tile.pitch(), tile.row());
   });
@@ -191,7 +198,7 @@ void pool_and_choose(const Tile& tile, C* stage, C* row_max, C* columns, C* rows
 // Takes the gradient of a stage's rows back to its row maxima.
 template <int Kernel, class C>
 void collect_rows(const Tile& tile, const C* grad, const C* rows_chosen, C* row_grad) {
-  for_each_row<Kernel>(tile, [&](int64_t y, const Rows& rows, auto count) {
+  for_each_row<Kernel>(tile, [&](int64_t y, const WindowRows& rows, auto count) {
     const int64_t from = rows.first * tile.pitch();
     collect<count.value, false>(grad + from, rows_chosen + from, tile.pitch(), rows.count,
                                 2 * tile.radius - rows.skipped, row_grad + y * tile.pitch(), tile.row());
@@ -202,16 +209,11 @@ void collect_rows(const Tile& tile, const C* grad, const C* rows_chosen, C* row_
 // Reads x into a tile with its padding; true if it has NaN or -inf.
 template <class T, class C>
 bool load_tile(const Tile& tile, const Planes<const T>& x, C* stage) {
-  constexpr C kInfinity = std::numeric_limits<C>::infinity();
-  if (x.channels < tile.cell) std::fill(stage, stage + tile.size(), C{0});
-  fill_gaps(tile, stage, C{0});
-  store(stage + tile.size(), Vec<C>{});
-  load_rows(x, 0, tile.height, tile.width, tile.cell, stage, tile.pitch());
-  constexpr uint32_t kAll = (uint32_t{1} << kLanes<C>)-1;
-  uint32_t ordinary = kAll;
-  for (int64_t i = 0; i < tile.size(); i += kLanes<C>) ordinary &= greater(load<C>(stage + i), splat(-kInfinity));
-  fill_gaps(tile, stage, -kInfinity);
-  return ordinary != kAll;
+  std::fill(stage - tile.gap(), stage + tile.size() + kLanes<C>, -std::numeric_limits<C>::infinity());
+  bool special = false;
+  load_rows(x, 0, tile.height, tile.width, tile.cell, stage, tile.pitch(),
+            [&](Vec<C> v) { special |= !is_ordinary<C>(v); });
+  return special;
 }
 
 template <int Kernel, class T>
@@ -223,14 +225,18 @@ void forward_tile(const SppfPoolParams& p, const Tile& tile, int64_t image, int6
   };
   const Planes<const T> x = planes_of<T>(p.x, image, channel, channels);
   copy_rows(x, planes_of<T>(p.out, image, channel, channels), 0, tile.height, tile.width);
-  const bool special = load_tile(tile, x, stage);
-  for (int i = 1; i <= kSppfStages; ++i) {
-    if (special) {
-      pool<Kernel, true>(tile, stage, row_max);
-    } else {
-      pool<Kernel, false>(tile, stage, row_max);
+  const auto pool_all = [&](auto special) {
+    pool<Kernel, special.value, false>(tile, stage, row_max);
+    store_stage(1);
+    for (int i = 2; i <= kSppfStages; ++i) {
+      pool<Kernel, special.value, true>(tile, stage, row_max);
+      store_stage(i);
     }
-    store_stage(i);
+  };
+  if (load_tile(tile, x, stage)) {
+    pool_all(std::true_type{});
+  } else {
+    pool_all(std::false_type{});
   }
 }
 

@@ -2,6 +2,7 @@
 // The chained max pools on maps in channels_last, forward: row by row, all channels of a pixel together, for the
 // reasons in dw_sppf_channels_last.cpp. A row of a stage's input, with -inf on both sides, gives its maxima along the
 // row, of which as many rows as a window has are kept; their maximum is a row of the stage, the next stage's input.
+// From the second stage on, three of a window's rows and columns tell its maximum (sppf_pool_maximum.h).
 #include "sppf_pool_channels_last.h"
 
 #include <algorithm>
@@ -18,6 +19,7 @@ namespace {
 
 using C = float;  // what both types are computed in
 
+constexpr int kChainedTaps = 3;
 constexpr C kInfinity = std::numeric_limits<C>::infinity();
 
 // out[i] = the maximum of rows[j][i] over j < count, for i < size, a multiple of vectors.
@@ -74,29 +76,22 @@ class Pools {
   void read(int64_t h) {
     const Planes<const T> x = planes_of<T>(p_.x, image_, channel_, channels_);
     C* row = input(0);
-    load_rows(x, h, h + 1, p_.width, plan_.channels, row, plan_.row);
-    copy_rows(x, planes_of<T>(p_.out, image_, channel_, channels_), h, h + 1, p_.width);
     // Maxima that heed NaN take four times the operations: from the first one on.
-    constexpr uint32_t kAll = (uint32_t{1} << kLanes<C>)-1;
-    for (int64_t i = 0; i < size() && !special_; i += kLanes<C>) {
-      special_ = greater(load<C>(row + i), splat(-kInfinity)) != kAll;
-    }
+    load_rows(x, h, h + 1, p_.width, plan_.channels, row, plan_.row, [&](Vec<C> v) { special_ |= !is_ordinary<C>(v); });
+    copy_rows(x, planes_of<T>(p_.out, image_, channel_, channels_), h, h + 1, p_.width);
     pool_along(0, h);
   }
 
   // Row h of a stage.
   void pool(int stage, int64_t h) {
-    const int64_t first = std::max<int64_t>(0, h - p_.kernel / 2);
-    const int64_t count = std::min(p_.height - 1, h + p_.kernel / 2) - first + 1;
+    const int64_t step = window_step(p_.kernel / 2, stage > 0);
+    const WindowRows window(h, p_.height, p_.kernel / 2, step);
     const C* rows[kMaxPoolKernel] = {};
-    for (int64_t j = 0; j < count; ++j) rows[j] = maxima(stage, first + j);
+    for (int64_t j = 0; j < window.count; ++j) rows[j] = maxima(stage, window.first + j * step);
     C* const out = input(stage + 1);
     with_care([&](auto special) {
-      if (count == Kernel) {
-        rows_max<Kernel, special.value>(rows, count, out, size());
-      } else {
-        rows_max<0, special.value>(rows, count, out, size());
-      }
+      with_count(window.count,
+                 [&](auto count) { rows_max<count.value, special.value>(rows, window.count, out, size()); });
     });
     store_rows(out, plan_.row, h, h + 1, p_.width, plan_.channels,
                planes_of<T>(p_.out, image_, (stage + 1) * p_.channels + channel_, channels_));
@@ -105,9 +100,25 @@ class Pools {
 
   void pool_along(int stage, int64_t h) {
     const C* const in = input(stage) - p_.kernel / 2 * plan_.channels;
+    const int64_t step = window_step(p_.kernel / 2, stage > 0);
+    const int64_t taps = p_.kernel / 2 * 2 / step + 1;
     with_care([&](auto special) {
-      window_max<Kernel, special.value>(in, plan_.channels, p_.kernel, maxima(stage, h), size());
+      with_count(taps, [&](auto count) {
+        window_max<count.value, special.value>(in, step * plan_.channels, taps, maxima(stage, h), size());
+      });
     });
+  }
+
+  // The counts of a first and of a later stage are known when this is compiled.
+  template <class F>
+  static void with_count(int64_t count, const F& f) {
+    if (Kernel > 0 && count == Kernel) {
+      f(std::integral_constant<int, Kernel>{});
+    } else if (count == kChainedTaps) {
+      f(std::integral_constant<int, kChainedTaps>{});
+    } else {
+      f(std::integral_constant<int, 0>{});
+    }
   }
 
   template <class F>

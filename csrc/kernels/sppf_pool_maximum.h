@@ -2,6 +2,9 @@
 // Maxima with torch's rule for NaN. Included by kernel sources only, which are compiled once per instruction set.
 #pragma once
 
+#include <algorithm>
+#include <limits>
+
 #include "simd.h"
 
 namespace fastyolo {
@@ -25,6 +28,31 @@ Vec<C> larger(Vec<C> b, Vec<C> a) {
     return max(b, a);
   }
 }
+
+// False if a value is NaN, or -inf, which the padding is.
+template <class C>
+bool is_ordinary(Vec<C> v) {
+  constexpr uint32_t kAll = (uint32_t{1} << kLanes<C>)-1;
+  return greater(v, splat(-std::numeric_limits<C>::infinity())) == kAll;
+}
+
+// From one row or column of a window to the next that tells its maximum. In a map of such maxima (`chained`) those a
+// radius apart do: what lies between them is part of both.
+constexpr int64_t window_step(int64_t radius, bool chained) { return chained && radius > 0 ? radius : 1; }
+
+// Every step-th row of the window around row y, as far as they exist.
+struct WindowRows {
+  int64_t first;
+  int64_t count;
+  int64_t skipped;  // above the map
+
+  WindowRows(int64_t y, int64_t height, int64_t radius, int64_t step = 1) {
+    const int64_t above = std::min(radius, y) / step;
+    first = y - above * step;
+    count = above + std::min(radius, height - 1 - y) / step + 1;
+    skipped = radius / step - above;
+  }
+};
 
 // out[i] = the maximum of in[i + j * stride] over j < count, for i < size and up to a vector beyond.
 template <int Count, bool Special, class C>
