@@ -12,7 +12,6 @@
 // each element collects from the windows that chose it, so nothing is scattered. A NaN beats what was chosen before it,
 // which makes the last one win, as in torch.
 #include <algorithm>
-#include <limits>
 
 #include "dispatch.h"
 #include "planes.h"
@@ -114,7 +113,7 @@ template <int Kernel, int Step, bool Special, class C, class Store>
 void sliding_max(const C* in, int64_t stride, int64_t count, const Store& store_at) {
   constexpr int kRadius = Kernel / 2;
   Vec<C> window[Kernel];
-  for (Vec<C>& v : window) v = splat(-std::numeric_limits<C>::infinity());
+  for (Vec<C>& v : window) v = splat(-kInfinity<C>);
   const auto push = [&](Vec<C> next) {
     for (int j = 1; j < Kernel; ++j) window[j - 1] = window[j];
     window[Kernel - 1] = next;
@@ -126,13 +125,13 @@ void sliding_max(const C* in, int64_t stride, int64_t count, const Store& store_
   };
   const int64_t ahead = std::min<int64_t>(kRadius, count);
   for (int64_t i = 0; i < ahead; ++i) push(load<C>(in + i * stride));
-  for (int64_t i = ahead; i < kRadius; ++i) push(splat(-std::numeric_limits<C>::infinity()));
+  for (int64_t i = ahead; i < kRadius; ++i) push(splat(-kInfinity<C>));
   for (int64_t i = 0; i < count - kRadius; ++i) {
     push(load<C>(in + (i + kRadius) * stride));
     store_max(i);
   }
   for (int64_t i = std::max<int64_t>(0, count - kRadius); i < count; ++i) {
-    push(splat(-std::numeric_limits<C>::infinity()));
+    push(splat(-kInfinity<C>));
     store_max(i);
   }
 }
@@ -156,7 +155,7 @@ void pool(const Tile& tile, C* stage, C* row_max) {
       window_max<kTaps, Special>(stage - tile.gap(), step * tile.cell, taps, row_max, tile.size());
     }
     // From right to left: the last vectors of a row reach across the gap into the next row, which is then written over.
-    const Vec<C> padding = splat(-std::numeric_limits<C>::infinity());
+    const Vec<C> padding = splat(-kInfinity<C>);
     int64_t i = (tile.pitch() - 1) / kLanes<C> * kLanes<C>;
     for (; i > tile.row() - kLanes<C>; i -= kLanes<C>) {
       C* const out = stage + i;
@@ -176,7 +175,7 @@ void pool(const Tile& tile, C* stage, C* row_max) {
       window_max<0, Special>(row_max + rows.first * tile.pitch(), step * tile.pitch(), rows.count,
                              stage + y * tile.pitch(), tile.row());
     }
-    fill_gaps(tile, stage, -std::numeric_limits<C>::infinity());
+    fill_gaps(tile, stage, -kInfinity<C>);
   }
 }
 
@@ -192,7 +191,7 @@ void pool_and_choose(const Tile& tile, C* stage, C* row_max, C* columns, C* rows
     window_choice<count.value, Special>(row_max + rows.first * tile.pitch(), tile.pitch(), rows.count, rows.skipped,
                                         stage + y * tile.pitch(), rows_chosen + y * tile.pitch(), tile.row());
   });
-  fill_gaps(tile, stage, -std::numeric_limits<C>::infinity());
+  fill_gaps(tile, stage, -kInfinity<C>);
 }
 
 // Takes the gradient of a stage's rows back to its row maxima.
@@ -209,7 +208,7 @@ void collect_rows(const Tile& tile, const C* grad, const C* rows_chosen, C* row_
 // Reads x into a tile with its padding; true if it has NaN or -inf.
 template <class T, class C>
 bool load_tile(const Tile& tile, const Planes<const T>& x, C* stage) {
-  std::fill(stage - tile.gap(), stage + tile.size() + kLanes<C>, -std::numeric_limits<C>::infinity());
+  std::fill(stage - tile.gap(), stage + tile.size() + kLanes<C>, -kInfinity<C>);
   bool special = false;
   load_rows(x, 0, tile.height, tile.width, tile.cell, stage, tile.pitch(),
             [&](Vec<C> v) { special |= !is_ordinary<C>(v); });

@@ -6,7 +6,6 @@
 #include "sppf_pool_channels_last.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "dispatch.h"
 #include "planes.h"
@@ -20,7 +19,6 @@ namespace {
 using C = float;  // what both types are computed in
 
 constexpr int kChainedTaps = 3;
-constexpr C kInfinity = std::numeric_limits<C>::infinity();
 
 // out[i] = the maximum of rows[j][i] over j < count, for i < size, a multiple of vectors.
 template <int Count, bool Special>
@@ -44,8 +42,8 @@ class Pools {
     const int64_t padding = p_.kernel / 2 * plan.channels;
     for (int stage = 0; stage < kSppfStages; ++stage) {
       C* const row = input(stage);
-      std::fill(row - padding, row, -kInfinity);
-      std::fill(row + p_.width * plan.channels, row + p_.width * plan.channels + padding, -kInfinity);
+      std::fill(row - padding, row, -kInfinity<C>);
+      std::fill(row + p_.width * plan.channels, row + p_.width * plan.channels + padding, -kInfinity<C>);
     }
   }
 

@@ -29,11 +29,14 @@ Vec<C> larger(Vec<C> b, Vec<C> a) {
   }
 }
 
+template <class C>
+constexpr C kInfinity = std::numeric_limits<C>::infinity();
+
 // False if a value is NaN, or -inf, which the padding is.
 template <class C>
 bool is_ordinary(Vec<C> v) {
   constexpr uint32_t kAll = (uint32_t{1} << kLanes<C>)-1;
-  return greater(v, splat(-std::numeric_limits<C>::infinity())) == kAll;
+  return greater(v, splat(-kInfinity<C>)) == kAll;
 }
 
 // From one row or column of a window to the next that tells its maximum. In a map of such maxima (`chained`) those a
