@@ -120,17 +120,17 @@ def test_every_box_a_group_of_its_own(device: str) -> None:
     assert torch.equal(batched_nms(boxes, scores, idxs, 0.5), torch.arange(5000, device=device))
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        [5.0, 5.0, 5.0, 5.0],
-        [10.0, 10.0, 0.0, 0.0],
-        [10.0, 0.0, 0.0, 10.0],
-        [NAN, 0.0, 10.0, 10.0],
-        [-INF, -INF, INF, INF],
-        [3e38, 3e38, 3.4e38, 3.4e38],
-    ],
-)
+DEGENERATE_BOXES = [
+    [5.0, 5.0, 5.0, 5.0],
+    [10.0, 10.0, 0.0, 0.0],
+    [10.0, 0.0, 0.0, 10.0],
+    [NAN, 0.0, 10.0, 10.0],
+    [-INF, -INF, INF, INF],
+    [3e38, 3e38, 3.4e38, 3.4e38],
+]
+
+
+@pytest.mark.parametrize("box", DEGENERATE_BOXES)
 def test_degenerate_boxes(torchvision_ops: ModuleType, device: str, box: list[float]) -> None:
     plain = [0.0, 0.0, 10.0, 10.0]
     scores = torch.tensor([0.9, 0.8])
@@ -138,6 +138,21 @@ def test_degenerate_boxes(torchvision_ops: ModuleType, device: str, box: list[fl
         boxes = torch.tensor(pair)
         kept = nms(boxes.to(device), scores.to(device), 0.25).cpu()
         assert torch.equal(kept, torchvision_ops.nms(boxes, scores, 0.25))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("box", DEGENERATE_BOXES)
+def test_degenerate_boxes_among_thousands(
+    torchvision_ops: ModuleType, device: str, box: list[float], groups: int
+) -> None:
+    """Which stand in a grid on the CPU, in the cells that such boxes widen."""
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = box_list(generator, "random", 6000)
+    boxes[::200] = torch.tensor(box)
+    boxes[1::200] -= 5000.0
+    idxs = torch.randint(groups, (6000,), generator=generator)
+    expected = by_group(torchvision_ops.nms, boxes, scores, idxs, 0.4)
+    assert torch.equal(batched_nms(boxes.to(device), scores.to(device), idxs.to(device), 0.4).cpu(), expected)
 
 
 def test_strided_arguments(device: str) -> None:

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // NMS over given boxes on the CPU: batched_nms (one list, any groups, torchvision's answers) and multiclass_nms (a
-// batch with fixed-size outputs). The work is in greedy.h: each candidate against the kept boxes of its group.
+// batch with fixed-size outputs). The work is in greedy.h: each candidate against the kept boxes of its group, or where
+// there may be thousands (greedy_grid.h) against those near it.
 #include "batched_nms.h"
 
 #include "batched_nms_workspace.h"
 #include "detect.h"
 #include "dispatch.h"
+#include "greedy_grid.h"
 #include "thresholds.h"
 
 namespace fastyolo {
@@ -17,6 +19,8 @@ constexpr int64_t kStep = 1024;
 // Below this many tests of 16 boxes (~10 ns each) a step is not worth waking threads for: on a busy machine that costs
 // a time slice.
 constexpr int64_t kParallelTests = 100000;
+// Of a group's kept boxes, how many a candidate meets in a grid, about, with its cells' bounds.
+constexpr double kGridShare = 1.0 / 8;
 
 // Numbers the groups 0, 1, ... in order of first appearance: an open-addressing table of twice the size.
 int64_t number_groups(const int64_t* idxs, int64_t count, int64_t* slot_idx, int32_t* slot_group, int64_t slots,
@@ -37,39 +41,31 @@ int64_t number_groups(const int64_t* idxs, int64_t count, int64_t* slot_idx, int
   return groups;
 }
 
+template <class V>
+V* at(const BatchedNmsParams& p, int64_t offset) {
+  return reinterpret_cast<V*>(static_cast<char*>(p.workspace) + offset);
+}
+
+// The boxes as the kernel takes them.
 template <class T>
-void suppress(const BatchedNmsParams& p, const ParallelFor& parallel_for) {
+struct Boxes {
   using C = Compute<T>;
-  const BatchedNmsWorkspace layout(p.count, p.max_det, p.idxs != nullptr, sizeof(C));
-  char* workspace = static_cast<char*>(p.workspace);
-  auto* keys = reinterpret_cast<Key<C>*>(workspace + layout.keys_offset);
-  auto* blocks = reinterpret_cast<KeptBlock<C>*>(workspace + layout.blocks_offset);
-  auto* heads = reinterpret_cast<int32_t*>(workspace + layout.heads_offset);
-  auto* dead = reinterpret_cast<uint8_t*>(workspace + layout.dead_offset);
-  int32_t* group = nullptr;
-  int64_t groups = 1;
-  if (p.idxs) {
-    group = reinterpret_cast<int32_t*>(workspace + layout.group_offset);
-    groups = number_groups(p.idxs, p.count, reinterpret_cast<int64_t*>(workspace + layout.slot_idx_offset),
-                           reinterpret_cast<int32_t*>(workspace + layout.slot_group_offset), layout.slots, group);
-  }
-  const T* scores = static_cast<const T*>(p.scores);
-  const T* coordinates = static_cast<const T*>(p.boxes);
-  for (int64_t i = 0; i < p.count; ++i) keys[i] = make_key(convert<C>(scores[i]), static_cast<uint32_t>(i));
 
-  const auto box_of = [&](uint32_t i) {
+  const T* coordinates;
+  const int32_t* group;
+
+  Box<C> operator[](uint32_t i) const {
     const T* b = coordinates + int64_t{4} * i;
-    return Box<C>{convert<C>(b[0]), convert<C>(b[1]), convert<C>(b[2]), convert<C>(b[3])};
-  };
-  const auto group_of = [&](uint32_t i) { return group ? group[i] : 0; };
-
-  C bound;
-  if constexpr (sizeof(C) == sizeof(double)) {
-    bound = p.iou_threshold;
-  } else {
-    bound = round_down(p.iou_threshold);
+    return {convert<C>(b[0]), convert<C>(b[1]), convert<C>(b[2]), convert<C>(b[3])};
   }
-  Greedy<C> greedy(heads, groups, blocks, bound);
+  int32_t group_of(uint32_t i) const { return group ? group[i] : 0; }
+};
+
+// Keeps boxes until there are max_det. scanned: the share of a group's kept boxes that a candidate is tested against.
+template <class T, class Kept>
+void suppress(const BatchedNmsParams& p, const Boxes<T>& boxes, Kept& greedy, double scanned, int64_t groups,
+              Key<Compute<T>>* keys, uint8_t* dead, const ParallelFor& parallel_for) {
+  using C = Compute<T>;
   int64_t kept = 0;
   BestFirst<Key<C>> chunks(keys, p.count, kStep);
   const Key<C>* first;
@@ -80,27 +76,67 @@ void suppress(const BatchedNmsParams& p, const ParallelFor& parallel_for) {
       // Most of a long run's time is here, and candidates do not depend on each other: against what is already kept
       // they are tested in parallel, against each other in order.
       const int32_t since = greedy.num_blocks();
-      const bool parallel = parallel_for.num_threads() > 1 && size * since / groups >= kParallelTests;
+      const auto tests = static_cast<int64_t>(static_cast<double>(size) * since * scanned / groups);
+      const bool parallel = parallel_for.num_threads() > 1 && tests >= kParallelTests;
       if (parallel) {
         parallel_for(size, 64, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) {
             const uint32_t index = index_of(step[i]);
-            dead[i] = greedy.is_suppressed(group_of(index), box_of(index));
+            dead[i] = greedy.is_suppressed(boxes.group_of(index), boxes[index]);
           }
         });
       }
       for (int64_t i = 0; i < size && kept < p.max_det; ++i) {
         if (parallel && dead[i]) continue;
         const uint32_t index = index_of(step[i]);
-        const Box<C> box = box_of(index);
-        if (greedy.is_suppressed(group_of(index), box, parallel ? since : 0)) continue;
-        greedy.keep(group_of(index), box);
+        const Box<C> box = boxes[index];
+        if (greedy.is_suppressed(boxes.group_of(index), box, parallel ? since : 0)) continue;
+        greedy.keep(boxes.group_of(index), box);
         p.keep[kept++] = index;
       }
     }
   }
   *p.num_keep = static_cast<int32_t>(kept);
   std::fill_n(p.keep + kept, p.count - kept, int64_t{-1});
+}
+
+template <class T>
+void suppress(const BatchedNmsParams& p, const ParallelFor& parallel_for) {
+  using C = Compute<T>;
+  const BatchedNmsWorkspace layout(p.count, p.max_det, p.idxs != nullptr, sizeof(C));
+  auto* keys = at<Key<C>>(p, layout.keys_offset);
+  auto* blocks = at<KeptBlock<C>>(p, layout.blocks_offset);
+  auto* heads = at<int32_t>(p, layout.heads_offset);
+  auto* dead = at<uint8_t>(p, layout.dead_offset);
+  int32_t* group = nullptr;
+  int64_t groups = 1;
+  if (p.idxs) {
+    group = at<int32_t>(p, layout.group_offset);
+    groups = number_groups(p.idxs, p.count, at<int64_t>(p, layout.slot_idx_offset),
+                           at<int32_t>(p, layout.slot_group_offset), layout.slots, group);
+  }
+  const T* scores = static_cast<const T*>(p.scores);
+  for (int64_t i = 0; i < p.count; ++i) keys[i] = make_key(convert<C>(scores[i]), static_cast<uint32_t>(i));
+  const Boxes<T> boxes{static_cast<const T*>(p.boxes), group};
+
+  C bound;
+  if constexpr (sizeof(C) == sizeof(double)) {
+    bound = p.iou_threshold;
+  } else {
+    bound = round_down(p.iou_threshold);
+  }
+  const int64_t side = groups > 0 ? grid_side(std::min(p.count, p.max_det) / groups) : 0;
+  if (side == 0) {
+    Greedy<C> greedy(heads, groups, blocks, bound);
+    suppress(p, boxes, greedy, 1, groups, keys, dead, parallel_for);
+    return;
+  }
+  constexpr C kInfinity = std::numeric_limits<C>::infinity();
+  Box<C> extent{kInfinity, kInfinity, -kInfinity, -kInfinity};
+  for (int64_t i = 0; i < p.count; ++i) GridGreedy<C>::extend(extent, boxes[static_cast<uint32_t>(i)]);
+  GridGreedy<C> greedy(heads, groups, blocks, bound, side, extent, at<int32_t>(p, layout.cell_slots_offset),
+                       at<int32_t>(p, layout.cells_used_offset), at<CellBounds<C>>(p, layout.cell_bounds_offset));
+  suppress(p, boxes, greedy, kGridShare, groups, keys, dead, parallel_for);
 }
 
 template <class T>
