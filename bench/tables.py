@@ -71,11 +71,13 @@ def _with_titles(reports: list[dict[str, Any]]) -> str:
 
 
 def _short(report: dict[str, Any]) -> dict[str, Any]:
-    """Of the operators' inputs, the first that a reader wants."""
-    if report["kind"] != "ops":
-        return report
-    rows = [row for row in report["results"] if row.get("inputs", SHORT[0]) in SHORT]
-    return {**report, "results": rows}
+    """Of the operators' inputs and the ways to train the light model, the first that a reader wants."""
+    if report["kind"] == "ops":
+        return {**report, "results": [row for row in report["results"] if row.get("inputs", SHORT[0]) in SHORT]}
+    if report["kind"] == "study":
+        names = {run["variant"] for run in report["runs"]}
+        return {**report, "runs": [run for run in report["runs"] if f"{run['variant']}-closed" not in names]}
+    return report
 
 
 def render(report: dict[str, Any]) -> str:

@@ -27,7 +27,16 @@ steps=${*:-build facts tests enqueue enqueue_memcheck enqueue_racecheck memcheck
 default=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
 python=${PYTHON:-$default}
 export CMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES:-native}
+export FASTYOLO_CUDA=on  # without nvcc the build should fail, not the tests
+export CUDAFLAGS="-lineinfo ${CUDAFLAGS:-}"  # compute-sanitizer then names lines
 failed=0
+
+tensorrt_headers() {
+  echo "${TENSORRT_INCLUDE_DIR:-$("$python" -c '
+import importlib.util
+found = importlib.util.find_spec("kernel_lens")
+print(*found.submodule_search_locations if found else ())')/include/tensorrt}"
+}
 
 # Without one, the tests would only be skipped.
 "$python" -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else "tests/gpu.sh: torch sees no GPU.")' ||
@@ -39,6 +48,10 @@ needed = {"pytest": "pytest", "pytest_timeout": "pytest-timeout", "cv2": "opencv
 missing = [package for module, package in needed.items() if find_spec(module) is None]
 raise SystemExit(f"tests/gpu.sh needs more packages: pip install {' '.join(missing)}" if missing else None)
 END
+if [[ $steps == *enqueue* ]] && [ ! -e "$(tensorrt_headers)/NvInferRuntime.h" ]; then
+  echo "tests/gpu.sh: set TENSORRT_INCLUDE_DIR to the folder of TensorRT's headers, or pip install kernel-lens" >&2
+  exit 2
+fi
 
 build() { "$python" -m pip install --no-build-isolation --no-deps --editable .; }
 
@@ -50,13 +63,14 @@ print(torch.__version__, torch.cuda.get_device_name(), torch.cuda.get_device_cap
 fastyolo.ops.nms(torch.zeros(1, 4, device="cuda"), torch.zeros(1, device="cuda"), 0.5)'
 }
 
-tests() { "$python" -m pytest -m cuda; }
+# Warnings of packages in versions that these tests have not met are for another day.
+tests() { "$python" -m pytest -m cuda -W default; }
 
 # A tool makes kernels ten to a thousand times slower. Without torch's cache, each tensor is an allocation of its own,
 # beyond the end of which the tool sees.
 sanitized() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 99 --target-processes all \
-    "$python" -m pytest -m cuda -k "(matches_reference or gradient) and not (bfloat16 or every-score or 1203 or many or 3000 or \
+    "$python" -m pytest -m cuda -W default -k "(matches_reference or gradient) and not (bfloat16 or every-score or 1203 or many or 3000 or \
     clustered or tied or 2049 or 160x160 or 1024)" tests/test_decode_nms.py tests/test_batched_nms.py \
     tests/test_dfl_decode.py tests/test_eca.py tests/test_dw_sppf.py tests/test_sppf_pool.py
 }
@@ -73,9 +87,6 @@ run_enqueue() {
     cmake -S examples/cpp -B $build/examples -DCMAKE_PREFIX_PATH="$PWD/$build/installed" "${settings[@]}" &&
     cmake --build $build/examples --parallel "$(nproc)" --target enqueue_test || return 1
   "$@" $build/examples/enqueue_test "$(find $build/installed -name libfastyolo_plugins.so)"
-}
-tensorrt_headers() {
-  echo "${TENSORRT_INCLUDE_DIR:-$("$python" -c 'import importlib.util as u; print(*u.find_spec("kernel_lens").submodule_search_locations)')/include/tensorrt}"
 }
 enqueue() { run_enqueue; }
 enqueue_memcheck() { run_enqueue compute-sanitizer --tool memcheck --error-exitcode 99; }

@@ -13,6 +13,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,8 +286,40 @@ def test_wrong_answers_are_not_timed(monkeypatch, op):
         if case.name.startswith("block"):
             continue  # of the modules, and not of the function that this test replaces
         said: list[str] = []
-        assert list(bench.run([case], CPU, ROOFLINE, quick=True, on_disagreement=said.append)) == []
+        assert list(bench.run([case], CPU, ROOFLINE, quick=True, on_failure=said.append)) == []
         assert len(said) == 1
+
+
+def test_what_fails_leaves_the_others(tmp_path, monkeypatch):
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no kernel image\nmore of it")
+
+    first, second = itertools.islice(cases.CASES["eca"](cases.Inputs(CPU, torch.float32, None), QUICK), 2)
+    broken = replace(second, check=fails)
+    said: list[str] = []
+    rows = list(bench.run([broken, first], CPU, ROOFLINE, quick=True, on_failure=said.append))
+    assert [row["case"] for row in rows] == [first.name]
+    assert said == [f"eca, {second.name}: RuntimeError: no kernel image"]
+
+    late = replace(
+        second, calls={**second.calls, "torch": [fails]}
+    )  # in the timing: of the whole group nothing is left
+    other = next(cases.CASES["nms"](cases.Inputs(CPU, torch.float32, None), QUICK))
+    said.clear()
+    rows = list(bench.run([late, other], CPU, ROOFLINE, quick=True, on_failure=said.append))
+    assert [row["op"] for row in rows] == ["nms"]
+    assert said == [f"eca, {second.name} to {second.name}: RuntimeError: no kernel image"]
+
+    def dies(*_: Any) -> Iterator[Any]:
+        yield first
+        raise MemoryError("inputs")
+
+    monkeypatch.setitem(cases.CASES, "eca", dies)
+    file = tmp_path / "result.json"
+    done = CliRunner().invoke(app, ["bench", "ops", "--quick", "--op", "nms", "--op", "eca", "--json", str(file)])
+    assert done.exit_code == 1
+    assert "Left out: the cases from there on, MemoryError: inputs." in " ".join(done.stderr.split())
+    assert {row["op"] for row in json.loads(file.read_text())["results"]} == {"nms"}
 
 
 @pytest.mark.parametrize("peer", ["opencv", "onnxruntime", "openvino"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,43 +47,54 @@ def run(
     *,
     quick: bool,
     on_visit: Callable[[Case], None] = lambda case: None,
-    on_disagreement: Callable[[str], None],
+    on_failure: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
     """Time the cases; each result is a row of the report's `results`.
 
     Cases of an operator that fit into memory together are visited one after the other, VISITS times, for a part of
     their time each: a case is then measured over minutes, and what the machine did for some seconds does not decide
-    about it. `on_visit` is called before each. A case to which fastyolo and a peer give different answers is left out:
-    `on_disagreement` is called with a sentence about it.
+    about it. `on_visit` is called before each. A case to which fastyolo and a peer give different answers, and one in
+    which something fails, is left out: `on_failure` is called with a sentence about it.
     """
     if device.type == "cpu":
         keep_freed_memory()
     else:
         torch.backends.cudnn.allow_tf32 = False  # float32 is what it says, for the peers too
     bandwidth = copy_bandwidth() if device.type == "cuda" else None
+    # What else runs on a machine shares its CPU, but hardly ever its GPU.
+    seconds = 0.2 if quick else 3.0 if device.type == "cpu" else 1.0
+    visits, min_visits = (2, 2) if quick else (VISITS, 5)
     for group in _groups(cases):
-        group = [case for case in group if _agrees(case, on_disagreement)]
-        # What else runs on a machine shares its CPU, but hardly ever its GPU.
-        seconds = 0.2 if quick else 3.0 if device.type == "cpu" else 1.0
-        visits, min_visits = (2, 2) if quick else (VISITS, 5)
-        times = visit_in_turns(
-            [_contenders(case, device) for case in group],
-            seconds=seconds,
-            visits=visits,
-            min_visits=min_visits,
-            on_visit=lambda index, group=group: on_visit(group[index]),  # type: ignore[misc]
-        )
-        for case, timings in zip(group, times, strict=True):
-            yield _row(case, timings, device, roofline, bandwidth)
+        ready: list[tuple[Case, dict[str, Contender]]] = []
+        for case in group:
+            with _reported(f"{case.op}, {case.name}", on_failure):
+                case.check()
+                ready.append((case, _contenders(case, device)))
+        times: list[dict[str, Timing]] = []
+        with _reported(f"{group[0].op}, {group[0].name} to {group[-1].name}", on_failure):
+            times = visit_in_turns(
+                [contenders for _, contenders in ready],
+                seconds=seconds,
+                visits=visits,
+                min_visits=min_visits,
+                on_visit=lambda index, ready=ready: on_visit(ready[index][0]),  # type: ignore[misc]
+            )
+        for (case, contenders), timings in zip(ready, times, strict=False):
+            modes = {name: contender.mode for name, contender in contenders.items()}
+            with _reported(f"{case.op}, {case.name}", on_failure):
+                yield _row(case, timings, modes, device, roofline, bandwidth)
 
 
-def _agrees(case: Case, on_disagreement: Callable[[str], None]) -> bool:
+@contextmanager
+def _reported(what: str, on_failure: Callable[[str], None]) -> Iterator[None]:
+    """Says what fails in a case instead of raising it: hours of measurement must not depend on the last peer."""
     try:
-        case.check()
+        yield
     except DisagreementError as error:
-        on_disagreement(str(error))
-        return False
-    return True
+        on_failure(str(error))
+    except Exception as error:  # a compiler's, a driver's, any peer's
+        first_line, *_ = str(error).splitlines() or [""]
+        on_failure(f"{what}: {type(error).__name__}: {first_line}")
 
 
 def _groups(cases: Iterable[Case]) -> Iterator[list[Case]]:
@@ -103,7 +115,12 @@ def _held_bytes(case: Case) -> int:
 
 
 def _row(
-    case: Case, timings: dict[str, Timing], device: torch.device, roofline: Roofline, bandwidth: float | None
+    case: Case,
+    timings: dict[str, Timing],
+    modes: Mapping[str, str],
+    device: torch.device,
+    roofline: Roofline,
+    bandwidth: float | None,
 ) -> dict[str, Any]:
     """A result, with the two limits of the roofline model beside it."""
     one_pass = timings.pop(_MEMORY, None)
@@ -114,9 +131,7 @@ def _row(
         "op": case.op,
         "case": case.name,
         **case.facts,
-        "contenders": {
-            name: {"mode": _mode(case, name, device), **timing.as_dict()} for name, timing in timings.items()
-        },
+        "contenders": {name: {"mode": modes[name], **timing.as_dict()} for name, timing in timings.items()},
         "ratio": {name: round(timing.median_us / ours_us, 2) for name, timing in timings.items()},
         "bytes": case.bytes_moved,
         "gb_per_s": round(case.bytes_moved / ours_us / 1e3, 2),
@@ -194,12 +209,9 @@ def real_maps(weights: str, images: Path, *, limit: int = 32) -> Maps:
 
 def _contenders(case: Case, device: torch.device) -> dict[str, Contender]:
     if device.type == "cuda":
-        return {name: CudaContender(calls, capturable=name in case.capturable) for name, calls in case.calls.items()}
+        return {
+            name: CudaContender(calls, capturable=name in case.capturable, required=name == OURS)
+            for name, calls in case.calls.items()
+        }
     timed: dict[str, Contender] = {name: CpuContender(calls) for name, calls in case.calls.items()}
     return {**timed, _MEMORY: single_pass(case.bytes_moved)}
-
-
-def _mode(case: Case, name: str, device: torch.device) -> str:
-    if device.type == "cpu":
-        return "call"
-    return "graph" if name in case.capturable else "stream"

@@ -42,7 +42,13 @@ class Timing:
 
 
 class Contender(ABC):
-    """Calls of one implementation on several inputs, one after the other."""
+    """Calls of one implementation on several inputs, one after the other.
+
+    Attributes:
+        mode: "call", or on CUDA "graph" or "stream".
+    """
+
+    mode: str
 
     @abstractmethod
     def sample(self) -> float:
@@ -50,6 +56,8 @@ class Contender(ABC):
 
 
 class CpuContender(Contender):
+    mode = "call"
+
     def __init__(self, calls: Sequence[Call]) -> None:
         self._calls = calls
         self._next = 0
@@ -66,10 +74,24 @@ class CudaContender(Contender):
     """Device time of a pass over all inputs, between two events; as graph replays if the calls can be captured.
 
     The inputs together exceed the L2 cache, so that each call finds its input in memory as it would in a pipeline.
+
+    Args:
+        calls: one for each input.
+        capturable: whether a graph should hold them.
+        required: whether it is an error if it cannot; if not, they go to the stream one by one, as `mode` says.
     """
 
-    def __init__(self, calls: Sequence[Call], capturable: bool) -> None:
-        self._calls = [_captured(call) for call in calls] if capturable else calls
+    def __init__(self, calls: Sequence[Call], capturable: bool, required: bool = True) -> None:
+        self._calls = calls
+        self.mode = "stream"
+        if capturable:
+            try:
+                self._calls = [_captured(call) for call in calls]
+                self.mode = "graph"
+            except RuntimeError:
+                if required:
+                    raise
+                torch.cuda.synchronize()
 
     def sample(self) -> float:
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -194,7 +216,10 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int:
         call()
         return torch.cuda.max_memory_allocated() - before
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with silent_profiler(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with (
+        silent_profiler(),
+        torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile,
+    ):
         call()
     held = peak = 0
     for event in profile.profiler.kineto_results.events():

@@ -186,11 +186,9 @@ def ops(
                 progress.update(task, advance=1, description=f"{case.op}, {case.name}")
 
             results: list[dict[str, Any]] = []
-            disagreements: list[str] = []
+            failures: list[str] = []
             interrupted = False
-            timed = bench.run(
-                cases, target, roofline, quick=quick, on_visit=advance, on_disagreement=disagreements.append
-            )
+            timed = bench.run(cases, target, roofline, quick=quick, on_visit=advance, on_failure=failures.append)
             try:
                 for row in timed:
                     results.append(row)  # noqa: PERF402 - what is there stays when the next one is interrupted
@@ -198,18 +196,22 @@ def ops(
                 if not results:
                     raise
                 interrupted = True
+            except Exception as error:  # of what makes the inputs; what fails in a case does not end the others
+                if not results:
+                    raise
+                failures.append(f"the cases from there on, {type(error).__name__}: {error}")
         console.print(_bench_table(results, maps_source))
         console.print(
             f"This machine: {roofline.flops / 1e9:.0f} GFLOP/s in float32, a copy of {roofline.bytes / 1e9:.1f} GB/s."
         )
         if json:
             write_json(json, bench.report(results, target, roofline, maps_source, left_out))
-        for disagreement in disagreements:
-            report(f"{disagreement}; the case is left out.")
+        for failure in failures:
+            report(f"Left out: {failure}.")
         if interrupted:
             report("Interrupted; the results are those of the cases until then.")
             raise typer.Exit(130)
-        if disagreements:
+        if failures:
             raise typer.Exit(1)
 
 

@@ -433,7 +433,10 @@ def _profiler(device: torch.device) -> Iterator[Any]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with silent_profiler(), torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
+    with (
+        silent_profiler(),
+        torch.profiler.profile(activities=activities, record_shapes=True, acc_events=True) as profiler,
+    ):
         yield profiler
 
 
