@@ -147,7 +147,7 @@ def test_peers_that_are_not_there_are_left_out(monkeypatch):
     ]
     done = CliRunner().invoke(app, ["bench", "ops", "--quick", "--op", "decode_nms", "--op", "nms"])
     assert done.exit_code == 0, done.output
-    assert "ultralytics is not installed, so its times are left out." in done.stdout
+    assert "ultralytics is not installed, so its times are left out." in done.stderr
     inputs = cases.Inputs(CPU, torch.float32, None)
     assert [set(case.calls) for case in cases.CASES["sppf_pool"](inputs, QUICK)] == [{"fastyolo", "torch"}] * 2
 

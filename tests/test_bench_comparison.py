@@ -280,8 +280,13 @@ def test_command(tmp_path):
         "empty": "must hold result files, and has no .json file",
     }.items():
         refused = run(str(files["before"]), str(tmp_path / name))
-        assert refused.exit_code == 1
+        assert refused.exit_code == 2
         assert words in refused.output
+    unlike = {"kind": "ops", "device": "cpu", "results": [{"op": "eca", "case": "x"}]}
+    files["text"].write_text(json.dumps({**document(1), **unlike}))
+    refused = run(str(files["before"]), str(files["text"]))
+    assert refused.exit_code == 2
+    assert f"got one without 'contenders' in {files['text']}." in refused.output
     other = {**document(1), "device": "cuda"}
     with pytest.raises(ValueError, match=r"^after must have the device of before, 'cpu', got 'cuda'\.$"):
         compare([document(1)], [other])
@@ -289,6 +294,8 @@ def test_command(tmp_path):
         compare([document(1), model_document(20)], [other])
     with pytest.raises(ValueError, match=r"^after must be a whole result of 'bench ops', got one without device\.$"):
         compare([document(1)], [{"kind": "ops"}])
+    with pytest.raises(ValueError, match=r"^after must be at least one result, got none\.$"):
+        compare([document(1)], [])
     with pytest.raises(ValueError, match="must have times above 0"):
         compare([model_document(20)], [model_document(0)])
     with pytest.raises(ValueError, match="must have a case in common"):

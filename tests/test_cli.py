@@ -401,6 +401,22 @@ def test_examples(name, weights, monkeypatch, capsys):
         ]
 
 
+def test_results_are_written_before_they_are_printed(tmp_path):
+    """Where nobody reads them, the status is that of SIGPIPE: 1 would say that something became slower."""
+    result, out = tmp_path / "result.json", tmp_path / "out.json"
+    program = [sys.executable, "-m", "fastyolo"]
+    bench = [*program, "bench", "ops", "--quick", "--op", "eca", "--threads", "1", "--json", str(result)]
+    compare = [*program, "bench", "compare", str(result), str(result), "--json", str(out)]
+    for command, file in ((bench, result), (compare, out)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writer)
+        assert done.returncode == 141
+        assert "Traceback" not in done.stderr
+        assert json.loads(file.read_text())
+
+
 def test_files_are_whole_or_not_there(tmp_path):
     file = tmp_path / "folder" / "document.json"
     write_json(file, {"old": 1})

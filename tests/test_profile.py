@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -122,6 +123,40 @@ def test_inference_has_every_stage_and_leaves_the_model_alone(images):
     faster = profile.inference(fastyolo.accelerate(model), images, imgsz=64, rounds=3, device="cpu")
     assert set(stages(faster)) == names | {"decode and NMS"}
     assert stages(faster)["decode and NMS"].group == "post-processing"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_those_that_torch_was_set_to(images, threads):
+    """ultralytics sets another number whenever it selects a device."""
+    model = YOLO("yolov8n-fast.yaml")
+    seen = set()
+    model.model.model[0].register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+    model.model.model[-1].register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = profile.inference(model, images, imgsz=64, rounds=1, device="cpu")
+        alone = profile.head(model, imgsz=64, rounds=1)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {threads}
+    assert found.facts["threads"] == alone.facts["threads"] == threads
+
+
+def test_what_cannot_be_profiled(images, tmp_path):
+    model = YOLO("yolov8n-fast.yaml")
+    for profiled in (functools.partial(profile.inference, images=images, device="cpu"), profile.head):
+        with pytest.raises(ValueError, match=r"^imgsz must be multiples of the model's largest stride, 32, got 50\.$"):
+            profiled(model, imgsz=50, rounds=1)
+        with pytest.raises(
+            ValueError, match=r"^weights must be a checkpoint, got 'x.onnx', which is exported already\.$"
+        ):
+            profiled(SimpleNamespace(model="x.onnx"), imgsz=64, rounds=1)
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(ValueError, match=r"^images must be images, and .*text\.jpg cannot be read as one\.$"):
+        profile.inference(model, [str(tmp_path / "text.jpg")], imgsz=64, rounds=1, device="cpu")
+    with pytest.raises(ValueError, match=r"^batch must be a number of images, at least 1, got -1\.$"):
+        profile.training({"batch": -1}, rounds=1)
 
 
 def test_slow_reading_is_data(images, monkeypatch):
@@ -338,14 +373,15 @@ def test_command(images, tmp_path):
     assert {stage["name"] for stage in report["stages"]} >= {"read", "head", "decode and NMS"}
     assert run("head", *small).exit_code == 0
     for arguments, words in {
-        ("training", *small): "--data",
+        ("training", *small[:-2]): "--data",
         ("head", *small, "--source", folder): "--source",
         ("head", *small, "--stock"): "--stock",
-        ("training", *small, "--data", "x.yaml", "--conf", "0"): "--conf",
+        ("training", *small, "--data", "x.yaml"): "--threads",
+        ("training", *small[:-2], "--data", "x.yaml", "--conf", "0"): "--conf",
         ("inference", *small, "--batch", "4"): "--batch",
         ("inference", *small, "--data", "x.yaml"): "--data",
         ("inference", *small, "--trace", "trace.txt"): "--trace",
-        ("training", *small, "--data", "x.yaml", "--set", "epoch=1"): "the nearest is 'epochs'",
+        ("training", *small[:-2], "--data", "x.yaml", "--set", "epoch=1"): "the nearest is 'epochs'",
         ("elsewhere", *small): "'elsewhere'",
     }.items():
         refused = run(*arguments)

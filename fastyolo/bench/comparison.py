@@ -170,15 +170,18 @@ def compare(before: Sequence[Document], after: Sequence[Document], *, threshold:
 
 def _check(before: Sequence[Document], after: Sequence[Document]) -> None:
     for name, documents in (("before", before), ("after", after)):
+        if not documents:
+            raise ValueError(f"{name} must be at least one result, got none.")
         for document in documents:
             if document.get("kind") not in _ROWS:
                 raise ValueError(
                     f"{name} must be a result of 'bench ops' or 'bench model', got one of kind "
-                    f"{document.get('kind')!r}."
+                    f"{document.get('kind')!r}{_of(document)}."
                 )
             if lacking := [key for key in _KEYS if key not in document]:
                 raise ValueError(
-                    f"{name} must be a whole result of 'bench {document['kind']}', got one without {lacking[0]}."
+                    f"{name} must be a whole result of 'bench {document['kind']}', got one without {lacking[0]}"
+                    f"{_of(document)}."
                 )
     first = before[0]
     for name, documents in (("before", before), ("after", after)):
@@ -186,14 +189,28 @@ def _check(before: Sequence[Document], after: Sequence[Document]) -> None:
             for key in ("kind", "device"):
                 if document[key] != first[key]:
                     whose = "the others" if name == "before" else "before"
-                    raise ValueError(f"{name} must have the {key} of {whose}, {first[key]!r}, got {document[key]!r}.")
+                    raise ValueError(
+                        f"{name} must have the {key} of {whose}, {first[key]!r}, got {document[key]!r}{_of(document)}."
+                    )
+
+
+def _of(document: Document) -> str:
+    """The file of a document that says from which it was read."""
+    return f" in {document['file']}" if "file" in document else ""
 
 
 def _runs(documents: Sequence[Document]) -> _Runs:
     rows: dict[str, list[_Measured]] = {}
     for document in documents:
-        for name, measured in _ROWS[document["kind"]](document):
-            rows.setdefault(name, []).append(measured)
+        try:
+            measured = list(_ROWS[document["kind"]](document))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"The rows of a result must have what 'bench {document['kind']}' writes, got one without {error}"
+                f"{_of(document)}."
+            ) from error
+        for name, each in measured:
+            rows.setdefault(name, []).append(each)
     return rows
 
 

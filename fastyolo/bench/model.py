@@ -83,17 +83,15 @@ def available(names: Sequence[str], *, checkpoint: bool) -> tuple[list[str], lis
     return usable, [f"{LABELS[name]} is left out: {reason}." for name, reason in reasons.items() if reason]
 
 
-def check_sizes(model: Any, sizes: Sequence[int]) -> None:
+def check_checkpoint(model: Any, sizes: Sequence[int]) -> None:
     """Raises ValueError for a model that is exported already, and for sizes that the network does not take."""
     if isinstance(model.model, str):
         raise ValueError(
             f"--weights must be a checkpoint, which is exported here, got {model.model!r}; name it with --model."
         )
-    stride = int(max(model.model.stride.tolist()))
-    if wrong := [size for size in sizes if size < stride or size % stride]:
-        raise ValueError(
-            f"imgsz must be multiples of the model's largest stride, {stride}, got {', '.join(map(str, wrong))}."
-        )
+    from fastyolo.integrations.ultralytics.facts import check_sizes
+
+    check_sizes(model, sizes)
 
 
 def export_candidates(

@@ -18,7 +18,17 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from fastyolo._files import replacing, write_json
-from fastyolo.cli.common import Debug, DeviceName, Json, load_detector, progress_bar, report, reporting, writable
+from fastyolo.cli.common import (
+    Debug,
+    DeviceName,
+    Json,
+    Terminal,
+    load_detector,
+    progress_bar,
+    report,
+    reporting,
+    writable,
+)
 
 bench_app = typer.Typer(help="Measure this machine.", rich_markup_mode="rich")
 
@@ -168,11 +178,11 @@ def ops(
             choice = Choice(
                 choice.scales or list(WIDTHS), choice.batches or BATCHES, dtypes or bench.NETWORKS[target.type], quick
             )
-        console = Console(highlight=False)
+        console = Terminal()
         names = [item.value for item in op] if op else list(CASES)
         left_out = bench.left_out(names, target, quick=quick)
         for reason in left_out:
-            console.print(f"{reason}, so its times are left out.")
+            report(f"{reason}, so its times are left out.")
         with_maps = {"decode_nms", "multiclass_nms"}.intersection(names)
         maps, maps_source = _maps(weights, images) if with_maps else (None, "synthetic inputs")
         torch.set_num_threads(threads or cores())
@@ -200,12 +210,12 @@ def ops(
                 if not results:
                     raise
                 failures.append(f"the cases from there on, {type(error).__name__}: {error}")
+        if json:
+            write_json(json, bench.report(results, target, roofline, maps_source, left_out))
         console.print(_bench_table(results, maps_source))
         console.print(
             f"This machine: {roofline.flops / 1e9:.0f} GFLOP/s in float32, a copy of {roofline.bytes / 1e9:.1f} GB/s."
         )
-        if json:
-            write_json(json, bench.report(results, target, roofline, maps_source, left_out))
         for failure in failures:
             report(f"Left out: {failure}.")
         if interrupted:
@@ -301,11 +311,11 @@ def model(
         checkpoint = weights or (None if files else "yolov8n.pt")
         chosen = [item.value for item in runtime or ()] or list(runtimes.NAMES if checkpoint else runtimes.RUNTIMES)
         if checkpoint:
-            bench.check_sizes(load_detector(checkpoint, device, half=False, stock=False), sizes)
+            bench.check_checkpoint(load_detector(checkpoint, device, half=False, stock=False), sizes)
         import torch
 
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-        console = Console(highlight=False)
+        console = Terminal()
         usable, left_out = bench.available(chosen, checkpoint=checkpoint is not None)
         for sentence in left_out:
             console.print(sentence)
@@ -358,7 +368,6 @@ def model(
             column.min_width = None if is_name else max(map(len, cells))  # a narrow terminal cuts no number
         for line in lines:
             table.add_row(*line)
-        console.print(table)
         if json:
             write_json(json, document)
         if markdown:
@@ -368,6 +377,7 @@ def model(
                 temporary.write_text(text, encoding="utf-8")
         if plot:
             bench.plot(document, plot)
+        console.print(table)
 
 
 @bench_app.command(epilog="Example: fastyolo bench compare before.json after.json --threshold 0.03")
@@ -380,18 +390,22 @@ def compare(
     json: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Say what became slower between results of 'bench ops' or 'bench model'; exit status 1 if something did.
+    """Say what became slower between results of 'bench ops' or 'bench model'.
 
-    What the machine became slower by is divided out, and what may be noise is not reported. Folders
-    hold the results of several runs of the same code, whose means have less noise.
+    The exit status is 0 if nothing did, 1 if something did, and 2 if they cannot be compared. What the machine became
+    slower by is divided out, and what may be noise is not reported. Folders hold the results of several runs of the
+    same code, whose means have less noise.
     """
-    with reporting(debug):
-        from fastyolo.bench import comparison
+    try:
+        with reporting(debug):
+            from fastyolo.bench import comparison
 
-        found = comparison.compare(_documents(before), _documents(after), threshold=threshold)
-        _print_comparison(Console(highlight=False), found)
-        if json:
-            write_json(json, found.to_json())
+            found = comparison.compare(_documents(before), _documents(after), threshold=threshold)
+            if json:
+                write_json(json, found.to_json())
+    except typer.Exit as failure:
+        raise typer.Exit(2) from failure
+    _print_comparison(Terminal(), found)
     if found.is_slower:
         raise typer.Exit(1)
 
@@ -412,7 +426,7 @@ def _document(file: Path) -> Any:
         ) from error
     if not isinstance(document, dict):
         raise ValueError(f"{file} must be a result of 'bench ops' or 'bench model', and holds something else.")
-    return document
+    return {**document, "file": str(file)}
 
 
 def _print_comparison(console: Console, found: Any) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -111,7 +112,7 @@ def reporting(debug: bool) -> Iterator[None]:
                 package = _PACKAGES.get(error.name, "'fastyolo[ultralytics]'")
                 error = ModuleNotFoundError(f"{error.name} is not installed; pip install {package} brings it.")
             report(str(error) or type(error).__name__)
-            raise typer.Exit(1) from error
+            raise typer.Exit(1) from None  # a cause that is a StopIteration would be raised in its place
 
 
 @contextmanager
@@ -140,6 +141,24 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class Terminal(Console):
+    """Stdout: as wide as a terminal, and wide enough for every table where it is none.
+
+    When its reader has gone, the process ends as one does that SIGPIPE ends, with status 141: 1 means something else.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(highlight=False, **settings)
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            self.width = 160
+
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(141) from None
 
 
 def progress_bar(console: Console) -> Progress:

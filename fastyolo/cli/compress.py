@@ -16,7 +16,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, check_device, progress_bar, report, reporting, resumable, writable
+from fastyolo.cli.common import (
+    Debug,
+    Json,
+    Terminal,
+    check_device,
+    progress_bar,
+    report,
+    reporting,
+    resumable,
+    writable,
+)
 from fastyolo.cli.train import Preset, arguments_in, given_arguments
 from fastyolo.train import presets
 
@@ -150,7 +160,7 @@ def compress(
     What was interrupted goes on when the command is repeated. The exit status is 1 if a stage fails, a target is
     missed, a format cannot be written, or a file to ship departs from its checkpoint; there is a report all the same.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     with reporting(debug):
         options = {"model": model, "light": light, "epochs": epochs, "imgsz": imgsz}
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}

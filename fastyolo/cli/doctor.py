@@ -20,6 +20,7 @@ from fastyolo.cli.common import (
     Iou,
     Json,
     MaxDet,
+    Terminal,
     load_detector,
     progress_bar,
     reporting,
@@ -111,7 +112,7 @@ def doctor(
     overfitting, objects and levels without positives. The exit status is 1 if there is an error, and 0 with warnings
     and notes.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     with reporting(debug):
         _check(data, weights, deployed, run, collect)
         report = Report()
@@ -146,11 +147,14 @@ def doctor(
             report.facts |= of_data.facts
         if json:
             write_json(json, report.to_json())
-        _print(console, report)
+        saved = []
         if save_dir:
             from fastyolo.diagnose.doctor import pictures
 
-            console.print(f"{len(pictures.save(report, save_dir))} pictures in {escape(str(save_dir))}")
+            saved = pictures.save(report, save_dir)
+        _print(console, report)
+        if save_dir:
+            console.print(f"{len(saved)} pictures in {escape(str(save_dir))}")
         if collect:
             collected = report.facts["collected"]
             console.print(f"{collected['new']} new images in {escape(str(collect))}, with the reasons in reasons.json")

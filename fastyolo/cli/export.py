@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fastyolo.cli.common import Debug, Weights, image_size, reporting
+from fastyolo.cli.common import Debug, Terminal, Weights, image_size, reporting
 
 
 class Format(str, Enum):
@@ -109,7 +109,7 @@ def export(
         target = exporting.target_of(model, format.value, output)
         file = exporting.onnx_of(target) if format is Format.engine else target
         build: dict[str, Any] = {"workspace": workspace, "timing_cache": timing_cache}
-        console = Console(highlight=False, soft_wrap=True)
+        console = Terminal(soft_wrap=True)
         with console.status("export"):
             exporting.export(
                 model,

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, load, reporting
+from fastyolo.cli.common import Debug, Json, Terminal, load, reporting
 
 
 def info(
@@ -34,7 +33,7 @@ def info(
         table = Table(show_header=False, box=None)
         for name, value in _flat(facts):
             table.add_row(name, value)
-        console = Console(highlight=False)
+        console = Terminal()
         console.print(table)
         if loaded and not isinstance(loaded.model, str):  # the name of an exported model's file
             facts["model"] |= _costs(loaded.model, imgsz)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fastyolo._files import write_json
 from fastyolo.cli.common import (
@@ -22,6 +21,7 @@ from fastyolo.cli.common import (
     Half,
     Json,
     Stock,
+    Terminal,
     Terminated,
     image_size,
     load_detector,
@@ -150,7 +150,7 @@ def predict(
             if not documents:
                 raise
             interrupted = error
-        print_line = Console(highlight=False, soft_wrap=True).print
+        print_line = Terminal(soft_wrap=True).print
         if documents:
             print_line(f"Annotated pictures are in {save_dir}", markup=False)
         if json:
@@ -211,7 +211,7 @@ def _check_outputs(sources: Sequence[str | Path], save_dir: Path, json: Path | N
 
 def _collect(results: Documents, documents: list[Document]) -> None:
     """Appends to the documents, and prints a line for each image or video; also of one that is cut short."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     with closing(results), progress_bar(console) as progress:
         task = progress.add_task("predict")
         for path, frames in groupby(results, key=lambda result: result[0]["path"]):

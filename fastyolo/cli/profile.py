@@ -22,6 +22,7 @@ from fastyolo.cli.common import (
     ImageSize,
     Json,
     Stock,
+    Terminal,
     check_device,
     load_detector,
     progress_bar,
@@ -86,7 +87,9 @@ def profile(
             "--rounds", min=1, help="Images, batches or passes to measure.", show_default="30, 20 or 50 of them"
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="inference, head: CPU threads.", show_default="all")
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -110,6 +113,8 @@ def profile(
         inference = {"--source": source, "--conf": conf, "--iou": iou, "--half": half, "--stock": stock}
         _refuse(part, Part.inference, inference)
         _refuse(part, Part.training, {"--data": data, "--batch": batch, "--set": assignments})
+        if part is Part.training and threads:
+            raise typer.BadParameter("ultralytics sets the number of threads in training.", param_hint="--threads")
         if part is Part.training and data is None:
             raise typer.BadParameter("it is missing, and training needs a data set.", param_hint="--data")
         if trace and trace.suffix != ".json":
@@ -121,7 +126,7 @@ def profile(
 
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         LOGGER.setLevel("WARNING")
-        console = Console(highlight=False)
+        console = Terminal()
         count = rounds or _ROUNDS[part]
         with progress_bar(console) as progress:
             task = progress.add_task(f"profile: {part.value}", total=count)
@@ -145,9 +150,9 @@ def profile(
                     settings: dict[str, Any] = {"device": target, "quantize": 16 if half else None}
                     settings |= {"conf": 0.25 if conf is None else conf, "iou": 0.7 if iou is None else iou}
                     found = diagnose.profile.inference(model, _images(source), imgsz=imgsz, **settings, **watched)
-        _print(console, found)
         if json:
             write_json(json, found.to_json())
+        _print(console, found)
 
 
 def _refuse(part: Part, use: Part, options: Mapping[str, Any]) -> None:
@@ -189,7 +194,8 @@ def _print(console: Console, found: Any) -> None:
 
 def _caption(found: Any) -> str:
     round_ = {"inference": "image", "training": "batch", "head": "pass"}[found.subject]
-    return f"Medians of {found.rounds} rounds; {found.seconds * 1e3:.1f} ms for each {round_}."
+    threads = f", {found.facts['threads']} threads" if found.facts["device"] == "cpu" else ""
+    return f"Medians of {found.rounds} rounds{threads}; {found.seconds * 1e3:.1f} ms for each {round_}."
 
 
 def _layer_table(found: Any) -> Table:
@@ -198,7 +204,7 @@ def _layer_table(found: Any) -> Table:
         f"Forward, in float32; GFLOPs, and the MB that operators write, are for one image. This "
         f"machine multiplies at {machine.flops / 1e9:.0f} GFLOP/s and copies at "
         f"{machine.bytes / 1e9:.1f} GB/s. 'of limit' is the time that the tighter of the two allows, as a share; above "
-        "100% maps stay in the caches."
+        "100% maps stay in the caches (memory), or the product was disturbed (compute)."
     )
     table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("layer")

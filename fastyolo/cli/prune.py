@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, Weights, check_device, reporting, resumable, writable
+from fastyolo.cli.common import Debug, Json, Terminal, Weights, check_device, reporting, resumable, writable
 from fastyolo.cli.train import given_arguments
 
 
@@ -127,7 +126,7 @@ def prune(
 
         if not data:
             ultralytics.LOGGER.setLevel("WARNING")
-        console = Console(highlight=False, soft_wrap=True)
+        console = Terminal(soft_wrap=True)
         with resumable():
             report = prune(
                 weights,
@@ -152,7 +151,7 @@ def prune(
                 folder=save_dir,
                 say=lambda line: console.print(line, markup=False),
             )
-        console.print(report)
-        console.print(report.path, markup=False)
         if json:
             write_json(json, report.as_dict())
+        console.print(report)
+        console.print(report.path, markup=False)

@@ -15,7 +15,17 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, check_device, image_size, progress_bar, reporting, resumable, writable
+from fastyolo.cli.common import (
+    Debug,
+    Json,
+    Terminal,
+    check_device,
+    image_size,
+    progress_bar,
+    reporting,
+    resumable,
+    writable,
+)
 from fastyolo.cli.export import Outputs
 from fastyolo.cli.sensitivity import picture
 from fastyolo.cli.sensitivity import report as report_sensitivity
@@ -187,7 +197,7 @@ def quantize(
         if sensitivity:
             with resumable():
                 report_sensitivity(
-                    Console(highlight=False, soft_wrap=True),
+                    Terminal(soft_wrap=True),
                     json,
                     plot,
                     weights,
@@ -211,7 +221,7 @@ def quantize(
             from fastyolo.integrations.ultralytics.export import LOGGER
 
             LOGGER.setLevel("WARNING")
-        console = Console(highlight=False, soft_wrap=True)
+        console = Terminal(soft_wrap=True)
         training: dict[str, Any] = {}
         if method is Method.qat:
             training = {"save_dir": save_dir, "training": _training(epochs, device, assignments or [])}
@@ -236,9 +246,9 @@ def quantize(
         report = _report(file)
         if method is Method.qat:
             report |= _trained(save_dir or file.with_suffix(""))
-        _print(console, report)
         if json:
             write_json(json, report)
+        _print(console, report)
 
 
 def _training(epochs: int | None, device: str | None, assignments: Sequence[str]) -> dict[str, Any]:

@@ -42,13 +42,14 @@ def report(console: Console, json: Path | None, plot: Path | None, *arguments: A
             **settings,
             on_progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
         )
-    _print(console, found)
     if json:
         write_json(json, found.as_dict())
     if plot:
         from fastyolo.compress.quantization.chart import draw
 
         draw(found, plot)
+    _print(console, found)
+    if plot:
         console.print(str(plot), markup=False)
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, check_device, reporting
+from fastyolo.cli.common import Debug, Json, Terminal, check_device, reporting
 from fastyolo.train import presets, settings
 
 DEFAULT_MODEL = "yolov8s-fast.yaml"
@@ -52,7 +51,7 @@ def _list_settings(wanted: bool) -> None:
         table = Table("setting", "default", "meaning", box=None)
         for row in settings.explained():
             table.add_row(*map(escape, row))
-        Console(highlight=False).print(table)
+        Terminal().print(table)
         print("They are given with --set or in --config, as are ultralytics' own arguments.")
         raise typer.Exit
 
@@ -286,7 +285,7 @@ def _modified(file: Path) -> int | None:
 
 
 def _report(metrics: Mapping[str, float], files: Mapping[str, str]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     table = Table(*metrics)
     table.add_row(*(f"{value:.4f}" for value in metrics.values()))
     console.print(table)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fastyolo._files import write_json
@@ -25,6 +24,7 @@ from fastyolo.cli.common import (
     Json,
     MaxDet,
     Stock,
+    Terminal,
     Weights,
     load_detector,
     progress_bar,
@@ -82,7 +82,7 @@ def val(
         model = load_detector(weights, device, half, stock)
         from fastyolo.integrations.ultralytics.acceleration import is_accelerated
 
-        console = Console(highlight=False)
+        console = Terminal()
         with progress_bar(console) as progress, tempfile.TemporaryDirectory() as scratch:
             task = progress.add_task("val")
 
@@ -115,10 +115,8 @@ def val(
             "recall": metrics.box.mr,
         }
         speed = {name: value for name, value in metrics.speed.items() if name != "loss"}
-        table = Table(*accuracy, *(f"{name} ms" for name in speed))
-        table.add_row(*(f"{value:.4f}" for value in accuracy.values()), *(f"{value:.2f}" for value in speed.values()))
-        console.print(table)
         document = {name: float(value) for name, value in accuracy.items()}
+        lines = []
         if history:
             settings = {
                 "imgsz": imgsz,
@@ -133,7 +131,7 @@ def val(
                 metrics.names[label]: float(value)
                 for label, value in zip(metrics.ap_class_index, metrics.box.ap, strict=True)
             }
-            _keep(console, history, history_plot, model, data, split, validated[0], settings, document, by_class)
+            lines = _keep(history, history_plot, model, data, split, validated[0], settings, document, by_class)
         if json:
             write_json(
                 json,
@@ -146,10 +144,14 @@ def val(
                     "milliseconds": {name: round(value, 3) for name, value in speed.items()},
                 },
             )
+        table = Table(*accuracy, *(f"{name} ms" for name in speed))
+        table.add_row(*(f"{value:.4f}" for value in accuracy.values()), *(f"{value:.2f}" for value in speed.values()))
+        console.print(table)
+        for line in lines:
+            console.print(line, markup=False)
 
 
 def _keep(
-    console: Console,
     log: Path,
     plot: Path | None,
     model: Any,
@@ -159,7 +161,8 @@ def _keep(
     settings: Mapping[str, Any],
     metrics: Mapping[str, float],
     by_class: Mapping[str, float],
-) -> None:
+) -> list[str]:
+    """What to say of it."""
     from fastyolo.diagnose import history
     from fastyolo.integrations.ultralytics.labelled import fingerprint
 
@@ -167,11 +170,11 @@ def _keep(
     result = history.entry(Path(model.ckpt_path), described, settings, metrics, by_class)
     entries = history.read(log) if log.exists() else []
     history.append(log, result)
+    lines = []
     if earlier := history.comparable(entries, result):
         change = metrics["mAP50-95"] - earlier["metrics"]["mAP50-95"]
-        console.print(
-            f"mAP50-95 {change:+.4f} against {history.short_name(earlier)} of {earlier['date'][:10]}", markup=False
-        )
+        lines.append(f"mAP50-95 {change:+.4f} against {history.short_name(earlier)} of {earlier['date'][:10]}")
     if plot:
         history.draw([*entries, result], plot)
-        console.print(str(plot), markup=False)
+        lines.append(str(plot))
+    return lines

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Conf, Debug, Iou, Json, reporting
+from fastyolo.cli.common import Conf, Debug, Iou, Json, Terminal, reporting
 
 _STYLES = {"agrees": "green", "departs": "bold red", "skipped": "dim"}
 
@@ -56,7 +56,7 @@ def verify(
     The exit status is 0 if they agree, 1 if they do not, and 2 if they cannot be compared. Images that cannot be read
     are named and left out.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         with reporting(debug):
             if weights.suffix != ".pt":

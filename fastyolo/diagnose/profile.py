@@ -156,7 +156,16 @@ def _profile(subject: Subject, measured: Measured, propose: Propose) -> Profile:
     changes = sorted(propose(shares, bound == "launch overhead"), key=lambda change: -change.saves)
     best = tuple(change for change in changes if change.saves >= 0.02)[:2]
     return Profile(
-        subject, len(measured.rounds), total, tuple(stages), layers, machine, bound, because, best, measured.facts
+        subject,
+        len(measured.rounds),
+        total,
+        tuple(stages),
+        layers,
+        machine,
+        bound,
+        because,
+        best,
+        {**measured.facts, "device": measured.device.type},
     )
 
 

@@ -28,7 +28,7 @@ from fastyolo.bench.timing import silent_profiler
 from fastyolo.diagnose.stopwatch import Stopwatch
 from fastyolo.integrations.ultralytics.acceleration import AcceleratedPredictor, is_accelerated, predictor_of
 from fastyolo.integrations.ultralytics.distillation import Distillation
-from fastyolo.integrations.ultralytics.facts import cost, layer_costs, layer_parts
+from fastyolo.integrations.ultralytics.facts import check_sizes, cost, layer_costs, layer_parts
 from fastyolo.integrations.ultralytics.trainer import Trainer
 
 __all__ = ["Layer", "Measured", "head", "inference", "lighter_share", "training"]
@@ -96,7 +96,10 @@ def inference(
         on_round: called after each image.
         settings: of ultralytics' predictor: conf, iou, device, half...
     """
+    check_sizes(model, [imgsz])
+    threads = torch.get_num_threads()
     predictor = predictor_of(model, imgsz=imgsz, rect=False, batch=1, verbose=False, save=False, **settings)
+    torch.set_num_threads(threads)  # of which ultralytics leaves one out
     network = unwrap_model(predictor.model.model)
     device = predictor.device
     layers = _layers(network, imgsz)
@@ -109,7 +112,9 @@ def inference(
             frames = iter(predictor.dataset)
             watch.start()
             with watch.stage("read"):
-                predictor.batch = next(frames)
+                predictor.batch = next(frames, None)
+            if predictor.batch is None:
+                raise ValueError(f"images must be images, and {image} cannot be read as one.")
             originals = predictor.batch[1]
             with watch.stage("to tensor"):
                 tensor = predictor.preprocess(originals)
@@ -139,6 +144,7 @@ def inference(
         "half": bool(predictor.model.fp16),
         "imgsz": imgsz,
         "pixels": sum(pixels[:rounds]) / rounds,
+        "threads": threads,
     }
     return Measured(measured, layers, device, facts, busy)
 
@@ -157,7 +163,10 @@ def head(
     The stages are its branches, level by level, and the decoding of their outputs. They are those that prediction runs:
     with folded normalisation, and of an end-to-end head the one-to-one branches.
     """
+    check_sizes(model, [imgsz])
+    threads = torch.get_num_threads()
     network = copy.deepcopy(model.model).float().eval().fuse(verbose=False).to(select_device(device, verbose=False))
+    torch.set_num_threads(threads)  # of which ultralytics leaves one out
     last = network.model[-1]
     features = _features(network, imgsz)
     watch = Stopwatch(next(network.parameters()).device)
@@ -184,7 +193,7 @@ def head(
         measured = list(watch.rounds)
         busy = _traced(lambda: run(min(rounds, 5)), watch, [], watch.device, trace)
     lighter = lighter_share(model.model, imgsz, "head")
-    return Measured(measured, [], watch.device, {"imgsz": imgsz, "lighter": lighter}, busy)
+    return Measured(measured, [], watch.device, {"imgsz": imgsz, "lighter": lighter, "threads": threads}, busy)
 
 
 def level_name(stride: float, level: int) -> str:
@@ -214,8 +223,11 @@ def training(
     with tempfile.TemporaryDirectory() as folder:
         kept = {"save_dir": folder, "exist_ok": True, "val": False, "plots": False, "save": False, "verbose": False}
         endless = {"epochs": 10**6, "patience": 0, "report_epochs": 0, "warmup_epochs": 0}
+        batch = arguments.get("batch", DEFAULT_CFG.batch)
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch must be a number of images, at least 1, got {batch!r}.")
         # A step after every batch, so that few batches are enough; its time is divided by the batches of a real step.
-        trainer = Trainer(overrides={**arguments, **kept, **endless, "nbs": arguments.get("batch", DEFAULT_CFG.batch)})
+        trainer = Trainer(overrides={**arguments, **kept, **endless, "nbs": batch})
         if trainer.world_size > 1:
             raise ValueError(f"device must be one device, got {trainer.args.device!r}; profile a single process.")
         accumulate = max(round(arguments.get("nbs", DEFAULT_CFG.nbs) / trainer.batch_size), 1)
@@ -265,6 +277,7 @@ class _TrainingRun:
             "imgsz": trainer.args.imgsz,
             "nbs": self._accumulate * trainer.batch_size,
             "teacher": trainer.args.distill_model is not None,
+            "threads": torch.get_num_threads(),
             "workers": trainer.train_loader.num_workers,
         }
         rounds = [{**each, "optimiser": each["optimiser"] / self._accumulate} for each in self._measured]
