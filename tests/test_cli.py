@@ -123,6 +123,7 @@ def test_help_imports_nothing_heavy():
         (("predict", "--source", "nowhere.jpg"), "Invalid value for --source: 'nowhere.jpg' does not exist"),
         (("val",), "Missing option '--data'"),
         (("bench", "ops", "--op", "sort"), "Invalid value for '--op'"),
+        (("bench", "model", "--device", "banana"), "expected cpu, cuda or cuda:N, got 'banana'"),
         (("bench", "ops", "--weights", __file__), "They belong together: give both or none"),
     ],
 )
@@ -361,6 +362,13 @@ def test_info_of_a_model(weights):
     succeed("info", "yolov8n-pose.yaml", "--json", "info.json")
     reason = json.loads(Path("info.json").read_text())["model"]["accelerated"]
     assert reason == "no: its head Pose has its own forward_head in place of Detect's"
+    odd = run("info", weights, "--imgsz", "333")
+    assert odd.exit_code == 0
+    assert "imgsz 333 becomes 352, a multiple of the largest stride." in odd.stderr
+    Path("text.json").write_text("{}")
+    Path("folder").mkdir()
+    for name in ("text.json", "folder"):
+        assert f"must be a checkpoint, a YAML file or an exported model, got '{name}'." in fail(1, "info", name)
 
 
 # ---- as a program

@@ -23,6 +23,7 @@ from fastyolo.cli.common import (
     DeviceName,
     Json,
     Terminal,
+    check_device_name,
     load_detector,
     progress_bar,
     report,
@@ -298,6 +299,7 @@ def model(
     with reporting(debug):
         if plot and data is None:
             raise typer.BadParameter("It draws accuracies, which need --data.", param_hint="--plot")
+        check_device_name(device)
         from fastyolo.bench import model as bench
         from fastyolo.bench import model_table, runtimes
 
@@ -340,6 +342,8 @@ def model(
                 )
             if not candidates:
                 raise ValueError("batch (--batch) must be one that a file takes. " + " ".join(left_out))
+            if not {candidate.runtime for candidate in candidates} & {runtimes.PYTORCH, "tensorrt"}:
+                device = "cpu"  # where the others run in any case
             labelled = bench.Labelled(data, device) if data else None
             rows = bench.measure(
                 candidates,

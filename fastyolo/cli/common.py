@@ -185,6 +185,13 @@ def load(weights: str, how: str = "with --weights FILE") -> Any:
     return model
 
 
+def check_device_name(device: str | None) -> None:
+    """Refuse what is neither the CPU nor one CUDA device."""
+    if device is not None and not re.fullmatch(r"cpu|(cuda:?)?\d|cuda", device):
+        raise typer.BadParameter(f"expected cpu, cuda or cuda:N, got {device!r}.", param_hint="--device")
+    check_device(device)
+
+
 def check_device(device: Any) -> None:
     """Refuse CUDA devices, as ultralytics takes them (0, "0,1", ["cuda:0"]), where there are none."""
     import torch

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, Terminal, load, reporting
+from fastyolo.cli.common import Debug, Json, Terminal, load, report, reporting
 
 
 def info(
@@ -29,6 +29,7 @@ def info(
         facts["torch_operators"] = _torch_operators(facts["versions"]["torch"])
         loaded = load(model, "as MODEL") if model else None
         if loaded:
+            imgsz = _fitting(loaded, imgsz)
             facts["model"] = _describe(loaded, imgsz)
         table = Table(show_header=False, box=None)
         for name, value in _flat(facts):
@@ -40,6 +41,16 @@ def info(
             console.print(_cost_table(facts["model"]))
         if json:
             write_json(json, facts)
+
+
+def _fitting(model: Any, imgsz: int) -> int:
+    """A side that the network takes, `imgsz` or the next above it."""
+    if isinstance(model.model, str):
+        return imgsz
+    stride = int(max(model.model.stride.tolist()))
+    if imgsz % stride:
+        report(f"imgsz {imgsz} becomes {-(-imgsz // stride) * stride}, a multiple of the largest stride.")
+    return -(-imgsz // stride) * stride
 
 
 def _describe(model: Any, imgsz: int) -> dict[str, Any]:

@@ -58,12 +58,13 @@ def _print(console: Console, found: Report) -> None:
         title=f"{Path(found.weights).name}: each part alone in int8, the most sensitive first", box=SIMPLE_HEAD
     )
     table.add_column("part", min_width=max(len(part.name) for part in found.parts))
-    for column in ("conv", "SNR dB", *(f"/{stride}" for stride in found.parts[0].snr_of_levels)):
-        table.add_column(column, justify="right")
-    for column in ("mAP50-95", "mAP50", "file if float", "time if float"):
-        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
-    for part in found.parts:
-        table.add_row(*_row(part))
+    numbers = ("conv", "SNR dB", *(f"/{stride}" for stride in found.parts[0].snr_of_levels))
+    rows = [_row(part) for part in found.parts]
+    for index, column in enumerate((*numbers, "mAP50-95", "mAP50", "file if float", "time if float"), 1):
+        widths = (max(map(len, column.split())), *(len(row[index]) for row in rows))
+        table.add_column(column, justify="right", min_width=max(widths))  # no number is cut
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     totals = Table(box=None, pad_edge=False)
     for column in ("", "file", "time", "mAP50-95", "mAP50", "SNR"):

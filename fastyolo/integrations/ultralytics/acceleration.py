@@ -402,9 +402,19 @@ def head_maps(
 
 def describe(model: Model, imgsz: int) -> dict[str, Any]:
     """Task, classes, parameters, GFLOPs at imgsz x imgsz and strides of a model, and whether it was pruned; of an
-    exported one, its task."""
+    exported one, its task.
+
+    Raises:
+        ValueError: a file or folder is none that ultralytics exports.
+    """
     network: Any = model.model
     facts: dict[str, Any] = {"task": model.task}
+    if isinstance(network, str):
+        from ultralytics.engine.exporter import export_formats
+
+        suffixes = tuple(filter(None, export_formats()["Suffix"]))
+        if not network.endswith(suffixes) and not Path(network, "metadata.yaml").is_file():
+            raise ValueError(f"The model must be a checkpoint, a YAML file or an exported model, got {network!r}.")
     if not isinstance(network, str):
         facts["head"] = type(network.model[-1]).__name__
         facts["classes"] = len(model.names)
