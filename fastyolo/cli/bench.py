@@ -181,6 +181,12 @@ def ops(
             )
         console = Terminal()
         names = [item.value for item in op] if op else list(CASES)
+        if weights and not {"decode_nms", "multiclass_nms"}.intersection(names):
+            raise typer.BadParameter(
+                f"only decode_nms and multiclass_nms are measured on its outputs, got --op {' '.join(names)}; leave it "
+                "out.",
+                param_hint="--weights",
+            )
         left_out = bench.left_out(names, target, quick=quick)
         for reason in left_out:
             report(f"{reason}, so its times are left out.")
@@ -477,6 +483,8 @@ def _maps(weights: Path | None, images: Path | None) -> tuple[Any, str]:
 
     data = Path(os.environ.get("FASTYOLO_DATA", ""))
     if weights is None and data.name:
+        if not data.is_dir():
+            raise FileNotFoundError(f"FASTYOLO_DATA must be the folder of weights and images, got {str(data)!r}.")
         weights, images = data / "weights" / "yolov8n-recovered.pt", data / "coco128-val" / "images"
     if weights is None or images is None or installed_version("ultralytics") is None:
         return None, "synthetic head outputs"

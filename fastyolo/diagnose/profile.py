@@ -314,9 +314,10 @@ def _head_changes(shares: Shares, measured: Measured) -> Iterator[Change]:
             f"the branches take {branches:.0%} of the time, and it needs {share:.0%} of their operations.",
         )
     yield Change(
-        branches,
+        branches / 2,
         "remove channels from the head (fastyolo prune --parts head)",
-        f"the branches take {branches:.0%} of the time, {largest} the most ({stages[largest]:.0%}).",
+        f"the branches take {branches:.0%} of the time, {largest} the most ({stages[largest]:.0%}); half of their "
+        "operations are half of it.",
     )
     yield Change(shares.get("decode", 0.0), "predict with fastyolo.accelerate(model)", "it skips this decoding.")
 

@@ -317,7 +317,8 @@ def _inputs(source: ptq.Float32, images: Sequence[Path]) -> list[Float32]:
     letterbox = Letterbox(source.metadata.preprocessing)
     batch = source.graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
     found = []
-    for file in images[:: max(len(images) // IMAGES, 1)][:IMAGES]:
+    count = min(len(images), IMAGES)
+    for file in (images[i * len(images) // count] for i in range(count)):
         with suppress(OSError, ValueError):  # calibration has said which cannot be read
             found.append(letterbox([read_image(file)] * batch, source.imgsz, None, batch)[0])
     return found
