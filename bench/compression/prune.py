@@ -45,7 +45,13 @@ def main() -> None:
     parser.add_argument("--fast", required=True, metavar="FILE", type=Path, help="yolov8s-fast, trained on that data")
     parser.add_argument("--stock", required=True, metavar="FILE", type=Path, help="YOLOv8n, trained on other data")
     parser.add_argument("--epochs", type=int, default=20, help="of training after pruning")
-    parser.add_argument("--sparsity", type=float, nargs="*", default=[], help="of the light model, to compare")
+    parser.add_argument(
+        "--sparsity",
+        type=float,
+        nargs="*",
+        default=[],
+        help="of the light model, to compare with the least share; the first also with the others",
+    )
     parser.add_argument("--stock-epochs", type=int, default=20, help="of YOLOv8n on that data before")
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
@@ -87,10 +93,11 @@ def main() -> None:
             length = {"epochs": arguments.stock_epochs, "close_geometry": closing_epochs(arguments.stock_epochs)}
             train(weights, tuned, {**length, **data, **recipe})
             weights = tuned / "weights" / "best.pt"
-        sparsities = [0.0, *(arguments.sparsity if name == "yolov8s-fast" and not arguments.latency_only else [])]
-        report["models"][name] = [
-            assess(name, weights, share, sparsity, arguments, recipe) for sparsity in sparsities for share in SHARES
-        ]
+        variants = [(share, 0.0) for share in SHARES]
+        if name == "yolov8s-fast" and not arguments.latency_only:
+            variants += [(SHARES[0], sparsity) for sparsity in arguments.sparsity]
+            variants += [(share, sparsity) for share in SHARES[1:] for sparsity in arguments.sparsity[:1]]
+        report["models"][name] = [assess(name, weights, *variant, arguments, recipe) for variant in variants]
     write_json(arguments.output or RESULTS / f"pruning-{report['environment']['date'][:10]}.json", report)
 
 
