@@ -59,6 +59,20 @@ def test_same_indices_as_torchvision(torchvision_ops: ModuleType, kind: str, cou
         assert torch.equal(batched_nms(boxes, scores, idxs, threshold, max_det=50), expected[:50])
 
 
+@pytest.mark.parametrize("kind", ["random", "pairs"])
+def test_same_indices_as_torchvision_with_threads(torchvision_ops: ModuleType, kind: str) -> None:
+    """So many boxes that steps of candidates are tested in parallel, against a grid."""
+    boxes, scores = box_list(torch.Generator().manual_seed(1), kind, 30000)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        kept = nms(boxes, scores, 0.7)
+    finally:
+        torch.set_num_threads(before)
+    assert len(kept) > 12000
+    assert torch.equal(kept, torchvision_ops.nms(boxes, scores, 0.7))
+
+
 def test_same_indices_as_torchvision_batched_nms_where_it_does_not_round(torchvision_ops: ModuleType) -> None:
     generator = torch.Generator().manual_seed(0)
     boxes, _ = box_list(generator, "random", 900)

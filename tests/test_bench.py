@@ -130,7 +130,7 @@ def test_an_interrupt_leaves_what_has_been_measured(tmp_path, monkeypatch):
     ops = ("--op", "dfl_decode", "--op", "nms")
     done = CliRunner().invoke(app, ["bench", "ops", "--quick", *ops, "--json", str(file)])
     assert done.exit_code == 130, done.output
-    assert done.stderr == "fastyolo: Interrupted; the results are those of the cases until then.\n"
+    assert done.stderr.endswith("fastyolo: Interrupted; the results are those of the cases until then.\n")
     assert {row["op"] for row in json.loads(file.read_text())["results"]} == {"dfl_decode"}
     assert "dfl_decode" in done.stdout
 
@@ -301,14 +301,11 @@ def test_what_fails_leaves_the_others(tmp_path, monkeypatch):
     assert [row["case"] for row in rows] == [first.name]
     assert said == [f"eca, {second.name}: RuntimeError: no kernel image"]
 
-    late = replace(
-        second, calls={**second.calls, "torch": [fails]}
-    )  # in the timing: of the whole group nothing is left
-    other = next(cases.CASES["nms"](cases.Inputs(CPU, torch.float32, None), QUICK))
+    late = replace(second, calls={**second.calls, "torch": [fails]})  # when it is timed
     said.clear()
-    rows = list(bench.run([late, other], CPU, ROOFLINE, quick=True, on_failure=said.append))
-    assert [row["op"] for row in rows] == ["nms"]
-    assert said == [f"eca, {second.name} to {second.name}: RuntimeError: no kernel image"]
+    rows = list(bench.run([late, first], CPU, ROOFLINE, quick=True, on_failure=said.append))
+    assert [row["case"] for row in rows] == [first.name]
+    assert said == [f"eca, {second.name}: RuntimeError: no kernel image"]
 
     def dies(*_: Any) -> Iterator[Any]:
         yield first
@@ -382,13 +379,13 @@ def test_visits_lie_apart():
 
     groups = [{"a": Logging("a")}, {"b": Logging("b")}]
     visits = []
-    first, second = timing.visit_in_turns(groups, seconds=1e-9, min_visits=3, on_visit=visits.append)
+    first, second = timing.visit_in_turns(groups, seconds=1e-9, min_visits=3, on_visit=visits.append, on_failure=print)
     assert visits == [0, 1] * 3  # which use up the time
     assert "".join(log) == "aaabbb" * 3  # two to warm up
     assert first["a"].parts_us == pytest.approx((3, 9, 15))
     assert second["b"].median_us == pytest.approx(12)
     visits.clear()
-    timing.visit_in_turns(groups, seconds=1e-9, visits=5, min_visits=5, on_visit=visits.append)
+    timing.visit_in_turns(groups, seconds=1e-9, visits=5, min_visits=5, on_visit=visits.append, on_failure=print)
     assert visits == [0, 1] * 5
 
 

@@ -19,8 +19,6 @@ constexpr int64_t kStep = 1024;
 // Below this many tests of 16 boxes (~10 ns each) a step is not worth waking threads for: on a busy machine that costs
 // a time slice.
 constexpr int64_t kParallelTests = 100000;
-// Of a group's kept boxes, how many a candidate meets in a grid, about, with its cells' bounds.
-constexpr double kGridShare = 1.0 / 8;
 
 // Numbers the groups 0, 1, ... in order of first appearance: an open-addressing table of twice the size.
 int64_t number_groups(const int64_t* idxs, int64_t count, int64_t* slot_idx, int32_t* slot_group, int64_t slots,
@@ -126,17 +124,17 @@ void suppress(const BatchedNmsParams& p, const ParallelFor& parallel_for) {
     bound = round_down(p.iou_threshold);
   }
   const int64_t side = groups > 0 ? grid_side(std::min(p.count, p.max_det) / groups) : 0;
-  if (side == 0) {
+  Spread<C> spread;
+  for (int64_t i = 0; side > 0 && i < p.count; ++i) spread.add(boxes[static_cast<uint32_t>(i)]);
+  const double share = side > 0 ? spread.share(side) : 1;
+  if (share <= kLargestShare) {
+    GridGreedy<C> greedy(heads, groups, blocks, bound, side, spread.centers(), at<int32_t>(p, layout.cell_slots_offset),
+                         at<int32_t>(p, layout.cells_used_offset), at<CellBounds<C>>(p, layout.cell_bounds_offset));
+    suppress(p, boxes, greedy, share, groups, keys, dead, parallel_for);
+  } else {
     Greedy<C> greedy(heads, groups, blocks, bound);
     suppress(p, boxes, greedy, 1, groups, keys, dead, parallel_for);
-    return;
   }
-  constexpr C kInfinity = std::numeric_limits<C>::infinity();
-  Box<C> extent{kInfinity, kInfinity, -kInfinity, -kInfinity};
-  for (int64_t i = 0; i < p.count; ++i) GridGreedy<C>::extend(extent, boxes[static_cast<uint32_t>(i)]);
-  GridGreedy<C> greedy(heads, groups, blocks, bound, side, extent, at<int32_t>(p, layout.cell_slots_offset),
-                       at<int32_t>(p, layout.cells_used_offset), at<CellBounds<C>>(p, layout.cell_bounds_offset));
-  suppress(p, boxes, greedy, kGridShare, groups, keys, dead, parallel_for);
 }
 
 template <class T>

@@ -18,6 +18,45 @@ inline int64_t grid_side(int64_t boxes) {
   return std::min<int64_t>(static_cast<int64_t>(std::sqrt(static_cast<double>(boxes) / 64)) / 4 * 4, 32);
 }
 
+// Boxes as a whole: where their centers are, and how large they are.
+template <class T>
+class Spread {
+ public:
+  void add(const Box<T>& box) {
+    const T x = center(box.x1, box.x2);
+    const T y = center(box.y1, box.y2);
+    if (!std::isfinite(x) || !std::isfinite(y)) return;
+    ++count_;
+    width_ += std::max(box.x2 - box.x1, T{0});
+    height_ += std::max(box.y2 - box.y1, T{0});
+    centers_ = {std::min(centers_.x1, x), std::min(centers_.y1, y), std::max(centers_.x2, x), std::max(centers_.y2, y)};
+  }
+
+  const Box<T>& centers() const { return centers_; }
+
+  // Of a grid's cells, those that a box meets, about. 1 if all boxes are in one place.
+  double share(int64_t side) const {
+    return share(width_, centers_.x2 - centers_.x1, side) * share(height_, centers_.y2 - centers_.y1, side);
+  }
+
+  static T center(T a, T b) { return a / 2 + b / 2; }
+
+ private:
+  double share(double total, double range, int64_t side) const {
+    return std::min(1.0, (2 * total / static_cast<double>(count_)) / range + 1.0 / static_cast<double>(side));
+  }
+
+  static constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+  Box<T> centers_{kInfinity, kInfinity, -kInfinity, -kInfinity};
+  double width_ = 0;
+  double height_ = 0;
+  int64_t count_ = 0;
+};
+
+// Beyond it the chains of the cells, each with a block that it does not fill, cost more than one list.
+constexpr double kLargestShare = 0.25;
+
 // The bounds of the boxes of as many cells.
 template <class T>
 struct alignas(64) CellBounds {
@@ -28,15 +67,15 @@ template <class T>
 class GridGreedy {
  public:
   // heads [groups * side * side], blocks [Greedy::max_blocks(...)], slots [groups * side * side], used [groups] and
-  // bounds [groups * side * side / kBlockBoxes] are the caller's. `extent` bounds the centers of the boxes.
-  GridGreedy(int32_t* heads, int64_t groups, KeptBlock<T>* blocks, T iou_bound, int64_t side, const Box<T>& extent,
+  // bounds [groups * side * side / kBlockBoxes] are the caller's. `centers` bounds those of the boxes.
+  GridGreedy(int32_t* heads, int64_t groups, KeptBlock<T>* blocks, T iou_bound, int64_t side, const Box<T>& centers,
              int32_t* slots, int32_t* used, CellBounds<T>* bounds)
       : greedy_(heads, groups * side * side, blocks, iou_bound),
         side_(side),
-        x1_(extent.x1),
-        y1_(extent.y1),
-        cells_per_x_(scale(side, extent.x1, extent.x2)),
-        cells_per_y_(scale(side, extent.y1, extent.y2)),
+        x1_(centers.x1),
+        y1_(centers.y1),
+        cells_per_x_(scale(side, centers.x1, centers.x2)),
+        cells_per_y_(scale(side, centers.y1, centers.y2)),
         slots_(slots),
         used_(used),
         bounds_(bounds) {
@@ -85,17 +124,7 @@ class GridGreedy {
     greedy_.keep(static_cast<int32_t>(base) + slot, box);
   }
 
-  // Of centers, those that are numbers.
-  static void extend(Box<T>& extent, const Box<T>& box) {
-    const T x = center(box.x1, box.x2);
-    const T y = center(box.y1, box.y2);
-    if (!std::isfinite(x) || !std::isfinite(y)) return;
-    extent = {std::min(extent.x1, x), std::min(extent.y1, y), std::max(extent.x2, x), std::max(extent.y2, y)};
-  }
-
  private:
-  static T center(T a, T b) { return a / 2 + b / 2; }
-
   static T scale(int64_t side, T first, T last) { return last > first ? static_cast<T>(side) / (last - first) : T{0}; }
 
   int64_t along(T distance, T cells_per_unit) const {
@@ -104,8 +133,8 @@ class GridGreedy {
   }
 
   int64_t cell_of(const Box<T>& box) const {
-    return along(center(box.y1, box.y2) - y1_, cells_per_y_) * side_ +
-           along(center(box.x1, box.x2) - x1_, cells_per_x_);
+    return along(Spread<T>::center(box.y1, box.y2) - y1_, cells_per_y_) * side_ +
+           along(Spread<T>::center(box.x1, box.x2) - x1_, cells_per_x_);
   }
 
   Greedy<T> greedy_;

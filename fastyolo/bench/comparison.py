@@ -173,7 +173,7 @@ def _check(before: Sequence[Document], after: Sequence[Document]) -> None:
         if not documents:
             raise ValueError(f"{name} must be at least one result, got none.")
         for document in documents:
-            if document.get("kind") not in _ROWS:
+            if str(document.get("kind")) not in _ROWS:
                 raise ValueError(
                     f"{name} must be a result of 'bench ops' or 'bench model', got one of kind "
                     f"{document.get('kind')!r}{_of(document)}."
@@ -204,10 +204,10 @@ def _runs(documents: Sequence[Document]) -> _Runs:
     for document in documents:
         try:
             measured = list(_ROWS[document["kind"]](document))
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
+            lacking = f"one without {error}" if isinstance(error, KeyError) else "others"
             raise ValueError(
-                f"The rows of a result must have what 'bench {document['kind']}' writes, got one without {error}"
-                f"{_of(document)}."
+                f"The rows of a result must be as 'bench {document['kind']}' writes them, got {lacking}{_of(document)}."
             ) from error
         for name, each in measured:
             rows.setdefault(name, []).append(each)

@@ -66,34 +66,38 @@ def run(
     for group in _groups(cases):
         ready: list[tuple[Case, dict[str, Contender]]] = []
         for case in group:
-            with _reported(f"{case.op}, {case.name}", on_failure):
+            with _reported(case, on_failure):
                 case.check()
                 ready.append((case, _contenders(case, device)))
-        times: list[dict[str, Timing]] = []
-        with _reported(f"{group[0].op}, {group[0].name} to {group[-1].name}", on_failure):
-            times = visit_in_turns(
-                [contenders for _, contenders in ready],
-                seconds=seconds,
-                visits=visits,
-                min_visits=min_visits,
-                on_visit=lambda index, ready=ready: on_visit(ready[index][0]),  # type: ignore[misc]
-            )
-        for (case, contenders), timings in zip(ready, times, strict=False):
+        times = visit_in_turns(
+            [contenders for _, contenders in ready],
+            seconds=seconds,
+            visits=visits,
+            min_visits=min_visits,
+            on_visit=lambda index, ready=ready: on_visit(ready[index][0]),  # type: ignore[misc]
+            on_failure=lambda index, error, ready=ready: on_failure(_sentence(ready[index][0], error)),  # type: ignore[misc]
+        )
+        for (case, contenders), timings in zip(ready, times, strict=True):
             modes = {name: contender.mode for name, contender in contenders.items()}
-            with _reported(f"{case.op}, {case.name}", on_failure):
-                yield _row(case, timings, modes, device, roofline, bandwidth)
+            with _reported(case, on_failure):
+                if timings:
+                    yield _row(case, timings, modes, device, roofline, bandwidth)
 
 
 @contextmanager
-def _reported(what: str, on_failure: Callable[[str], None]) -> Iterator[None]:
+def _reported(case: Case, on_failure: Callable[[str], None]) -> Iterator[None]:
     """Says what fails in a case instead of raising it: hours of measurement must not depend on the last peer."""
     try:
         yield
-    except DisagreementError as error:
-        on_failure(str(error))
     except Exception as error:  # a compiler's, a driver's, any peer's
-        first_line, *_ = str(error).splitlines() or [""]
-        on_failure(f"{what}: {type(error).__name__}: {first_line}")
+        on_failure(_sentence(case, error))
+
+
+def _sentence(case: Case, error: Exception) -> str:
+    if isinstance(error, DisagreementError):
+        return str(error)
+    first_line, *_ = str(error).splitlines() or [""]
+    return f"{case.op}, {case.name}: {type(error).__name__}: {first_line}"
 
 
 def _groups(cases: Iterable[Case]) -> Iterator[list[Case]]:

@@ -130,28 +130,37 @@ def visit_in_turns(
     visits: int = VISITS,
     min_visits: int,
     on_visit: Callable[[int], None] = lambda index: None,
+    on_failure: Callable[[int, Exception], None],
 ) -> list[dict[str, Timing]]:
     """`interleave` for several groups, in `visits` with all other groups in between, so that they lie minutes apart.
 
     The parts of the timings are the visits. A group whose time is used up has no more of them than `min_visits`;
-    `on_visit` is called before each with the index of the group.
+    `on_visit` is called before each with the index of the group. A group in which a call fails has no timings:
+    `on_failure` is called with its index and the error.
     """
+    failed: set[int] = set()
     taken: list[list[dict[str, list[float]]]] = [[] for _ in groups]
     spent = [0.0] * len(groups)
     for visit in range(visits):
         for index, group in enumerate(groups):
-            if visit >= min_visits and spent[index] > seconds:
+            if index in failed or (visit >= min_visits and spent[index] > seconds):
                 continue
             on_visit(index)
             start = time.perf_counter()
-            taken[index].append(take_turns(group, seconds=seconds / visits, min_rounds=1))
+            try:
+                taken[index].append(take_turns(group, seconds=seconds / visits, min_rounds=1))
+            except Exception as error:  # of whatever a contender calls
+                failed.add(index)
+                on_failure(index, error)
             spent[index] += time.perf_counter() - start
     return [
         {
             name: _timing([value for part in parts for value in part[name]], [np.median(part[name]) for part in parts])
             for name in group
         }
-        for group, parts in zip(groups, taken, strict=True)
+        if index not in failed
+        else {}
+        for index, (group, parts) in enumerate(zip(groups, taken, strict=True))
     ]
 
 

@@ -406,15 +406,12 @@ def compare(
     slower by is divided out, and what may be noise is not reported. Folders hold the results of several runs of the
     same code, whose means have less noise.
     """
-    try:
-        with reporting(debug):
-            from fastyolo.bench import comparison
+    with reporting(debug, status=2):
+        from fastyolo.bench import comparison
 
-            found = comparison.compare(_documents(before), _documents(after), threshold=threshold)
-            if json:
-                write_json(json, found.to_json())
-    except typer.Exit as failure:
-        raise typer.Exit(2) from failure
+        found = comparison.compare(_documents(before), _documents(after), threshold=threshold)
+        if json:
+            write_json(json, found.to_json())
     _print_comparison(Terminal(), found)
     if found.is_slower:
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,8 +97,8 @@ _PACKAGES = {
 
 
 @contextmanager
-def reporting(debug: bool) -> Iterator[None]:
-    """One sentence on stderr for each of our warnings, and for a failure, with exit status 1; or its traceback."""
+def reporting(debug: bool, status: int = 1) -> Iterator[None]:
+    """One sentence on stderr for each of our warnings, and for a failure, or its traceback, with this exit status."""
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning, module="fastyolo")
         warnings.showwarning = report
@@ -107,12 +108,13 @@ def reporting(debug: bool) -> Iterator[None]:
             raise
         except Exception as error:
             if debug:
-                raise
+                traceback.print_exc()
+                raise typer.Exit(status) from None
             if isinstance(error, ModuleNotFoundError) and error.name:
                 package = _PACKAGES.get(error.name, "'fastyolo[ultralytics]'")
                 error = ModuleNotFoundError(f"{error.name} is not installed; pip install {package} brings it.")
             report(str(error) or type(error).__name__)
-            raise typer.Exit(1) from None  # a cause that is a StopIteration would be raised in its place
+            raise typer.Exit(status) from None  # a cause that is a StopIteration would be raised in its place
 
 
 @contextmanager
@@ -187,7 +189,7 @@ def load(weights: str, how: str = "with --weights FILE") -> Any:
 
 def check_device_name(device: str | None) -> None:
     """Refuse what is neither the CPU nor one CUDA device."""
-    if device is not None and not re.fullmatch(r"cpu|(cuda:?)?\d|cuda", device):
+    if device is not None and not re.fullmatch(r"cpu|cuda|(cuda:)?\d+", device):
         raise typer.BadParameter(f"expected cpu, cuda or cuda:N, got {device!r}.", param_hint="--device")
     check_device(device)
 

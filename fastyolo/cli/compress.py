@@ -192,9 +192,9 @@ def compress(
                 on_progress=on_progress,
                 debug=debug,
             )
-        _print(console, summary, save_dir)
         if json:
             write_json(json, summary.as_dict())
+        _print(console, summary, save_dir)
     for problem in summary.problems:
         report(problem)
     if summary.problems:

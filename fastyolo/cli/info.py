@@ -34,13 +34,15 @@ def info(
         table = Table(show_header=False, box=None)
         for name, value in _flat(facts):
             table.add_row(name, value)
-        console = Terminal()
-        console.print(table)
-        if loaded and not isinstance(loaded.model, str):  # the name of an exported model's file
-            facts["model"] |= _costs(loaded.model, imgsz)
-            console.print(_cost_table(facts["model"]))
+        network = None if loaded is None or isinstance(loaded.model, str) else loaded.model  # str: an exported file
+        if network is not None:
+            facts["model"] |= _costs(network, imgsz)
         if json:
             write_json(json, facts)
+        console = Terminal()
+        console.print(table)
+        if network is not None:
+            console.print(_cost_table(facts["model"]))
 
 
 def _fitting(model: Any, imgsz: int) -> int:

@@ -142,19 +142,20 @@ def predict(
             settings = {"imgsz": 640, **settings, "device": device, "quantize": 16 if half else None, "batch": batch}
             results = _of_checkpoint(model, source, save_dir, json, settings)
         documents: list[Document] = []
-        interrupted: KeyboardInterrupt | None = None
+        interrupted: KeyboardInterrupt | SystemExit | None = None
         try:
             with terminable():
                 _collect(results, documents)
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, SystemExit) as error:  # of SystemExit, nobody reads stdout any more
             if not documents:
                 raise
             interrupted = error
-        print_line = Terminal(soft_wrap=True).print
-        if documents:
-            print_line(f"Annotated pictures are in {save_dir}", markup=False)
         if json:
             write_json(json, {**facts, "images": documents, **({"failed": failed} if exported else {})})
+        if isinstance(interrupted, SystemExit):
+            raise interrupted
+        if documents:
+            Terminal(soft_wrap=True).print(f"Annotated pictures are in {save_dir}", markup=False)
         if isinstance(interrupted, Terminated):
             raise typer.Exit(143)
         if interrupted and not _is_camera(source):

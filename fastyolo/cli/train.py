@@ -166,9 +166,9 @@ def train(
             return
         metrics = runs.metrics(trainer)
         files = {"best": str(trainer.best), "last": str(trainer.last), "results": str(trainer.csv)}
-        _report(metrics, files)
         if json:
             write_json(json, {"arguments": arguments, "metrics": metrics, **files})
+        _report(metrics, files)
 
 
 def given_arguments(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

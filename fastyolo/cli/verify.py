@@ -57,17 +57,12 @@ def verify(
     are named and left out.
     """
     console = Terminal()
-    try:
-        with reporting(debug):
-            if weights.suffix != ".pt":
-                raise typer.BadParameter(
-                    f"It must be a checkpoint (.pt), got {str(weights)!r}.", param_hint="--weights"
-                )
-            found = _compare(console, debug, weights, model, source, data=data, conf=conf, iou=iou, engine=engine.value)
-            if json:
-                write_json(json, found.to_json())
-    except typer.Exit as failure:
-        raise typer.Exit(2) from failure
+    with reporting(debug, status=2):
+        if weights.suffix != ".pt":
+            raise typer.BadParameter(f"It must be a checkpoint (.pt), got {str(weights)!r}.", param_hint="--weights")
+        found = _compare(console, debug, weights, model, source, data=data, conf=conf, iou=iou, engine=engine.value)
+        if json:
+            write_json(json, found.to_json())
     _print(console, found)
     if not found.agrees:
         raise typer.Exit(1)

@@ -161,16 +161,18 @@ class Graph:
             return None
         (last,) = (node for node in nodes if leaving[0] in node.output)
         scale = self._constants.get(last.input[1]) if last.op_type == "DequantizeLinear" else None
-        step = float(scale) if scale is not None and scale.size == 1 else None
+        step = float(scale.item()) if scale is not None else None
         return Block(path, inputs, leaving[0], tuple(node.name for node in nodes), step)
 
     @functools.cached_property
     def _constants(self) -> dict[str, npt.NDArray[Any]]:
-        """The scalars of the graph, by name."""
+        """The tensors of one element, by name."""
+        tensors = {tensor.name: tensor for tensor in self._model.graph.initializer}
+        for node in self._nodes:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                tensors[node.output[0]] = node.attribute[0].t
         return {
-            tensor.name: onnx.numpy_helper.to_array(tensor)
-            for tensor in self._model.graph.initializer
-            if math.prod(tensor.dims) == 1
+            name: onnx.numpy_helper.to_array(tensor) for name, tensor in tensors.items() if math.prod(tensor.dims) == 1
         }
 
 
