@@ -286,6 +286,7 @@ def test_command(tmp_path):
     files["text"].write_text(json.dumps({**document(1), **unlike}))
     refused = run(str(files["before"]), str(files["text"]))
     assert refused.exit_code == 2
+    assert run(str(files["before"]), str(files["text"]), "--debug").exit_code == 2
     assert f"got one without 'contenders' in {files['text']}." in refused.output
     other = {**document(1), "device": "cuda"}
     with pytest.raises(ValueError, match=r"^after must have the device of before, 'cpu', got 'cuda'\.$"):

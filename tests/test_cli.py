@@ -191,7 +191,9 @@ def test_other_tasks_are_refused():
 
 def test_debug_shows_the_traceback():
     result = run("predict", "--weights", "nowhere.pt", "--debug")
-    assert isinstance(result.exception, FileNotFoundError)
+    assert result.exit_code == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "FileNotFoundError: The weights 'nowhere.pt' are not on this machine" in result.stderr
 
 
 # ---- predict
