@@ -181,7 +181,8 @@ def ops(
             )
         console = Terminal()
         names = [item.value for item in op] if op else list(CASES)
-        if weights and not {"decode_nms", "multiclass_nms"}.intersection(names):
+        with_maps = {"decode_nms", "multiclass_nms"}.intersection(names)
+        if weights and not with_maps:
             raise typer.BadParameter(
                 f"only decode_nms and multiclass_nms are measured on its outputs, got --op {' '.join(names)}; leave it "
                 "out.",
@@ -190,7 +191,6 @@ def ops(
         left_out = bench.left_out(names, target, quick=quick)
         for reason in left_out:
             report(f"{reason}, so its times are left out.")
-        with_maps = {"decode_nms", "multiclass_nms"}.intersection(names)
         maps, maps_source = _maps(weights, images) if with_maps else (None, "synthetic inputs")
         torch.set_num_threads(threads or cores())
         inputs = Inputs(target, torch.float16 if target.type == "cuda" else torch.float32, maps)
