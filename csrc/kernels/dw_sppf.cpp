@@ -53,6 +53,7 @@ struct Plan {
   int64_t tile_rows;
   int64_t tile_stride;  // elements from tile to tile
   int64_t slot_bytes;   // tiles
+  bool streamed;        // the result, past the caches
   int64_t sums_bytes;   // backward: C [B, C, 3, K * K + 1], each image's gradients of weight and bias
 
   Plan(const DwSppfParams& p, bool backward, int num_threads) {
@@ -79,6 +80,7 @@ struct Plan {
     }
     tile_stride = ceil_div<int64_t>(2 * kLead + tile_rows * pitch, kWidth) * kWidth;
     slot_bytes = align_up((tiles_of(p, backward) * tile_stride + mask_elements()) * sizeof(C));
+    streamed = is_streamed(p, backward ? 1 : 1 + kStages, num_threads);
     sums_bytes = backward ? align_up(p.batch * p.channels * kStages * (p.kernel * p.kernel + 1) * sizeof(C)) : 0;
   }
 
@@ -205,7 +207,7 @@ class Chain {
   }
 
   void store_block(int tile, const MutableFeatureMap& map, int block, int64_t first, int64_t last) {
-    const Planes<T> planes = planes_of<T>(map, image_, block * p_.channels + channel_, channels_);
+    const Planes<T> planes = planes_of<T>(map, image_, block * p_.channels + channel_, channels_, plan_.streamed);
     store_rows(row(tile, first), plan_.pitch, first, last, p_.width, plan_.cell, planes);
   }
 
@@ -225,8 +227,8 @@ class Chain {
       }
       store_block(kGradient, p_.grad_x, 0, first(2 * kStages), last(2 * kStages));
     } else {
-      copy_rows(planes_of<T>(p_.x, image_, channel_, channels_), planes_of<T>(p_.out, image_, channel_, channels_),
-                first(0), last(0), p_.width);
+      copy_rows(planes_of<T>(p_.x, image_, channel_, channels_),
+                planes_of<T>(p_.out, image_, channel_, channels_, plan_.streamed), first(0), last(0), p_.width);
       for (int stage = 0; stage < kStages; ++stage) {
         advance(stage, first(stage + 1), last(stage + 1));
         store_block(kValue + stage + 1, p_.out, stage + 1, first(stage + 1), last(stage + 1));
@@ -287,10 +289,14 @@ class Chain {
       const Vec<C> value = load<C>(values + at);
       Vec<C> grad = load<C>(grads + at);
 #pragma GCC unroll 8
-      for (int dy = 0; dy < K; ++dy) {
+      for (int dx = 0; dx < K; ++dx) {
+        const C* from = above + at + (K / 2 - dx) * column - K / 2 * step;
+        keep_in_register(from);
 #pragma GCC unroll 8
-        for (int dx = 0; dx < K; ++dx) {
-          const Vec<C> g = load<C>(above + at + (K / 2 - dy) * step + (K / 2 - dx) * column);
+        for (int dy = K - 1; dy >= 0; --dy) {
+          const Vec<C> g = load<C>(from);
+          from += step;
+          keep_in_register(from);
           grad = fma(filter.tap(dy, dx), g, grad);
           sums[dy * K + dx] = fma(value, g, sums[dy * K + dx]);
           if (dy == K / 2 && dx == K / 2) sums[kTaps] += g;
@@ -395,6 +401,7 @@ void pass_planes(const DwSppfParams& p, const Plan<Compute<T>>& plan, const Para
       const int64_t last = plan.items * (slot + 1) / plan.slots;
       for (int64_t item = plan.items * slot / plan.slots; item < last; ++item) chain.run(item);
     }
+    fence_streams();
   });
 }
 

@@ -30,7 +30,7 @@ struct Plan : PixelParts {
   int64_t slot_bytes;
 
   Plan(const DwSppfParams& p, int num_threads)
-      : PixelParts(p, rows_of(p) * width_of(p) * kUnit * kElementBytes, kGrainElements, num_threads),
+      : PixelParts(p, 1 + kStages, rows_of(p) * width_of(p) * kUnit * kElementBytes, kGrainElements, num_threads),
         radius(radius_of(p)),
         depth(2 * radius + 1),
         row(width_of(p) * channels),
@@ -98,8 +98,8 @@ class Chain {
       if (y < p_.height) {
         load_rows(planes_of<T>(p_.x, image_, channel_, channels_), y, y + 1, p_.width, plan_.channels, row(0, y),
                   plan_.row);
-        copy_rows(planes_of<T>(p_.x, image_, channel_, channels_), planes_of<T>(p_.out, image_, channel_, channels_), y,
-                  y + 1, p_.width);
+        copy_rows(planes_of<T>(p_.x, image_, channel_, channels_),
+                  planes_of<T>(p_.out, image_, channel_, channels_, plan_.streamed), y, y + 1, p_.width);
       }
       for (int stage = 0; stage < kStages; ++stage) {
         const int64_t h = y - (stage + 1) * plan_.radius;
@@ -137,7 +137,7 @@ class Chain {
       for (int n = 0; n < kCount; ++n) store(out + at + n * step, activate<A, C>(z[n]).value);
     });
     store_rows(out, plan_.row, h, h + 1, p_.width, plan_.channels,
-               planes_of<T>(p_.out, image_, (stage + 1) * p_.channels + channel_, channels_));
+               planes_of<T>(p_.out, image_, (stage + 1) * p_.channels + channel_, channels_, plan_.streamed));
   }
 
   const DwSppfParams& p_;
@@ -158,6 +158,7 @@ void pass_parts(const DwSppfParams& p, const Plan& plan, const ParallelFor& para
       const int64_t last = plan.items * (slot + 1) / plan.slots;
       for (int64_t item = plan.items * slot / plan.slots; item < last; ++item) chain.run(item);
     }
+    fence_streams();
   });
 }
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "feature_map.h"
+#include "planes.h"
 
 namespace fastyolo {
 namespace {
@@ -19,10 +19,12 @@ struct PixelParts {
   int64_t parts;     // of an image
   int64_t items;     // parts of all images
   int64_t slots;     // items are divided into as many ranges, each with rows of its own
+  bool streamed;     // the result, past the caches
 
-  // unit_bytes: of the rows of kUnit channels; grain: elements that are worth a thread.
+  // maps: of the result; unit_bytes: of the rows of kUnit channels; grain: elements that are worth a thread.
   template <class Params>
-  PixelParts(const Params& p, int64_t unit_bytes, int64_t grain, int num_threads) {
+  PixelParts(const Params& p, int64_t maps, int64_t unit_bytes, int64_t grain, int num_threads)
+      : streamed(is_streamed(p, maps, num_threads)) {
     const int64_t threads = std::max(num_threads, 1);
     const int64_t units = std::max<int64_t>(ceil_div(p.channels, kUnit), 1);
     const int64_t fitting = kCacheBytes / std::max<int64_t>(unit_bytes, 1);  // a map of no width has none

@@ -20,7 +20,16 @@ struct Planes {
   int64_t stride_h;
   int64_t stride_w;
   int64_t channels;
+  bool streamed = false;  // written past the caches
 };
+
+// Whether a result of `maps` maps as large as x is written past the caches. One that outgrows the threads' second-level
+// caches leaves them before it is read again, and its lines would be read for nothing before they are written.
+template <class Params>
+bool is_streamed(const Params& p, int64_t maps, int num_threads) {
+  constexpr int64_t kCacheBytes = 1 << 20;  // of a thread
+  return maps * p.batch * p.channels * p.height * p.width * size_of(p.dtype) > kCacheBytes * std::max(num_threads, 1);
+}
 
 template <class T>
 Planes<const T> planes_of(const FeatureMap& map, int64_t image, int64_t channel, int64_t channels) {
@@ -29,9 +38,9 @@ Planes<const T> planes_of(const FeatureMap& map, int64_t image, int64_t channel,
 }
 
 template <class T>
-Planes<T> planes_of(const MutableFeatureMap& map, int64_t image, int64_t channel, int64_t channels) {
+Planes<T> planes_of(const MutableFeatureMap& map, int64_t image, int64_t channel, int64_t channels, bool streamed) {
   T* data = static_cast<T*>(map.data) + image * map.stride_b + channel * map.stride_c;
-  return {data, map.stride_c, map.stride_h, map.stride_w, channels};
+  return {data, map.stride_c, map.stride_h, map.stride_w, channels, streamed};
 }
 
 // True if a vector of channels is contiguous and a vector of a row is not.
@@ -84,27 +93,59 @@ void load_rows(const Planes<const T>& planes, int64_t first, int64_t last, int64
   load_rows(planes, first, last, width, cell, tile, pitch, [](Vec<C>) {});
 }
 
-// `rows` rows of a tile to where they are contiguous, as one run of vectors: one that goes on in the next row is two in
-// the tile. A row has at least one vector.
-template <class T, class C>
-void store_run(const C* tile, int64_t pitch, int64_t rows, int64_t width, T* out) {
-  constexpr int kWidth = kLanes<C>;
-  const int64_t end = rows * width;
+// The elements of a tile's rows one after the other, without what lies between the rows, by vectors.
+template <class C>
+struct Run {
+  const C* row;
+  int64_t pitch;
+  int64_t width;  // at least a vector
   int64_t column = 0;
-  for (int64_t i = 0; i < end; i += kWidth) {
-    if (i > end - kWidth) {  // the last two overlap
-      i = end - kWidth;
-      column = width - kWidth;
-    }
+
+  Vec<C> vector() const {
     const int64_t rest = width - column;
-    const Vec<C> here = load<C>(tile + column);
-    store(out + i, rest < kWidth ? join<C>(here, load<C>(tile + pitch - rest), rest) : here);
-    column += kWidth;
+    return rest < kLanes<C> ? load_joined(row + column, row + pitch - rest, rest) : load<C>(row + column);
+  }
+  void skip(int64_t count) {
+    column += count;
     if (column >= width) {
       column -= width;
-      tile += pitch;
+      row += pitch;
     }
   }
+};
+
+template <class T, class C>
+void store_run(Run<C> run, int64_t count, T* out) {
+  for (int64_t i = 0;;) {
+    store(out + i, run.vector());
+    const int64_t step = std::min<int64_t>(kLanes<C>, count - kLanes<C> - i);  // the last two overlap
+    if (step == 0) return;
+    run.skip(step);
+    i += step;
+  }
+}
+
+// Whole lines past the caches.
+template <class T, class C>
+void stream_run(Run<C> run, int64_t count, T* out) {
+  constexpr int kWidth = kLanes<C>;
+  constexpr int64_t kLine = kLineBytes / sizeof(T);
+  const auto store_to = [&](const T* end) {
+    while (out < end) {
+      const int64_t step = std::min<int64_t>(kWidth, end - out);
+      store_some(out, run.vector(), step);
+      run.skip(step);
+      out += step;
+    }
+  };
+  T* const end = out + count;
+  const int64_t before = -static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) / sizeof(T)) & (kLine - 1);
+  store_to(out + std::min(before, count));
+  for (T* const last = out + (end - out) / kLine * kLine; out < last; out += kWidth) {
+    stream(out, rounded<T>(run.vector()));
+    run.skip(kWidth);
+  }
+  store_to(end);
 }
 
 // And back, rounded to the map's type.
@@ -112,15 +153,51 @@ template <class T, class C>
 void store_rows(const C* tile, int64_t pitch, int64_t first, int64_t last, int64_t width, int64_t cell,
                 const Planes<T>& planes) {
   if (cell == 1 && planes.stride_w == 1 && planes.stride_h == width && width >= kLanes<C>) {
-    store_run(tile, pitch, last - first, width, planes.data + first * width);
+    const Run<C> run{tile, pitch, width};
+    const int64_t count = (last - first) * width;
+    if (count > 0)
+      planes.streamed ? stream_run(run, count, planes.data + first * width)
+                      : store_run(run, count, planes.data + first * width);
     return;
   }
+  const uintptr_t together =
+      reinterpret_cast<uintptr_t>(planes.data) | (planes.channels | planes.stride_h | planes.stride_w) * sizeof(T);
+  const bool lines = planes.streamed && cell > 1 && planes.stride_c == 1 && together % kLineBytes == 0;
   for (int64_t h = first; h < last; ++h, tile += pitch) {
     T* row = planes.data + h * planes.stride_h;
     walk_row<C>(
-        planes, width, cell, [&](int64_t from, int64_t to) { store(row + to, load<C>(tile + from)); },
+        planes, width, cell,
+        [&](int64_t from, int64_t to) {
+          const Vec<C> v = load<C>(tile + from);
+          if (lines) {
+            stream(row + to, rounded<T>(v));
+          } else {
+            store(row + to, v);
+          }
+        },
         [&](int64_t from, int64_t to) { row[to] = convert<T>(tile[from]); });
   }
+}
+
+inline void copy_bytes(const void* from, void* to, int64_t bytes, bool streamed) {
+  const char* in = static_cast<const char*>(from);
+  char* out = static_cast<char*>(to);
+  if (streamed) {
+    const int64_t head = std::min<int64_t>(-reinterpret_cast<uintptr_t>(out) & (kLineBytes - 1), bytes);
+    std::memcpy(out, in, head);
+    int64_t i = head;
+    for (; i + kLineBytes <= bytes; i += kLineBytes) {
+      for (int64_t j = i; j < i + kLineBytes; j += kVectorBytes) {
+        Vec<uint32_t> v;
+        std::memcpy(&v, in + j, sizeof(v));
+        stream(out + j, v);
+      }
+    }
+    in += i;
+    out += i;
+    bytes -= i;
+  }
+  std::memcpy(out, in, bytes);
 }
 
 // Rows [first, last) of a map into the same rows of another.
@@ -128,7 +205,7 @@ template <class T>
 void copy_rows(const Planes<const T>& from, const Planes<T>& to, int64_t first, int64_t last, int64_t width) {
   const bool rows = from.channels == 1 && from.stride_w == 1 && to.stride_w == 1;
   if (rows && from.stride_h == width && to.stride_h == width) {
-    std::memcpy(to.data + first * width, from.data + first * width, (last - first) * width * sizeof(T));
+    copy_bytes(from.data + first * width, to.data + first * width, (last - first) * width * sizeof(T), to.streamed);
     return;
   }
   const bool cells = from.stride_c == 1 && to.stride_c == 1;
@@ -136,12 +213,12 @@ void copy_rows(const Planes<const T>& from, const Planes<T>& to, int64_t first, 
     const T* in = from.data + h * from.stride_h;
     T* out = to.data + h * to.stride_h;
     if (rows) {
-      std::memcpy(out, in, width * sizeof(T));
+      copy_bytes(in, out, width * sizeof(T), to.streamed);
       continue;
     }
     for (int64_t w = 0; w < width; ++w, in += from.stride_w, out += to.stride_w) {
       if (cells) {
-        std::memcpy(out, in, from.channels * sizeof(T));
+        copy_bytes(in, out, from.channels * sizeof(T), to.streamed);
       } else {
         for (int64_t c = 0; c < from.channels; ++c) out[c * to.stride_c] = in[c * from.stride_c];
       }

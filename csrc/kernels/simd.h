@@ -142,16 +142,63 @@ inline Vec<uint32_t> round_to_bfloat16(Vec<float> v) {
   return v == v ? rounded : splat(0x7fc00000u);
 }
 
-// And back, rounded to nearest even.
+// Elements of T as memory has them, a vector or half of one.
+template <class T>
+struct RoundedOf {
+  using type = Vec<T>;
+};
+template <>
+struct RoundedOf<BFloat16> {
+  typedef uint16_t type __attribute__((vector_size(kVectorBytes / 2)));
+};
+template <class T>
+using Rounded = typename RoundedOf<T>::type;
+
+// Rounded to nearest even.
+template <class T>
+inline Rounded<T> rounded(Vec<Compute<T>> v) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return __builtin_convertvector(round_to_bfloat16(v) >> 16, Rounded<T>);
+  } else {
+    return v;
+  }
+}
+
 template <class T>
 inline void store(T* p, Vec<Compute<T>> v) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    typedef uint16_t Half __attribute__((vector_size(kVectorBytes / 2)));
-    const Half half = __builtin_convertvector(round_to_bfloat16(v) >> 16, Half);
-    std::memcpy(p, &half, sizeof(half));
-  } else {
-    std::memcpy(p, &v, sizeof(v));
-  }
+  const Rounded<T> values = rounded<T>(v);
+  std::memcpy(p, &values, sizeof(values));
+}
+
+// The first `count` of them.
+template <class T>
+inline void store_some(T* p, Vec<Compute<T>> v, int64_t count) {
+  const Rounded<T> values = rounded<T>(v);
+  std::memcpy(p, &values, count * sizeof(T));
+}
+
+constexpr int64_t kLineBytes = 64;  // of a cache
+
+// Past the caches, to an address that is a multiple of the size: whoever writes all of a line spares its reading. The
+// writer calls fence_streams() when it is done, before another thread may know of it.
+template <class V>
+inline void stream(void* p, V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(V) == 16) return _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v);
+#endif
+  std::memcpy(p, &v, sizeof(v));
+}
+
+inline void fence_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 // kPack<T> elements, as many as fill a vector, as parts in the type that they are computed in. The parts of bfloat16
@@ -185,6 +232,17 @@ inline Vec<T> join(Vec<T> a, Vec<T> b, int64_t count) {
   bits = (bits & ~others) | (tail & others);
   std::memcpy(&a, &bits, sizeof(a));
   return a;
+}
+
+// The first `count` elements from `a`, the others from where they are in `b`.
+template <class T>
+inline Vec<T> load_joined(const T* a, const T* b, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    return (Vec<T>)_mm512_mask_loadu_ps((__m512)load<T>(a), static_cast<__mmask16>(0xffffu << count), b);
+  }
+#endif
+  return join<T>(load<T>(a), load<T>(b), count);
 }
 
 // The first `skip` elements become 0.

@@ -217,13 +217,13 @@ bool load_tile(const Tile& tile, const Planes<const T>& x, C* stage) {
 
 template <int Kernel, class T>
 void forward_tile(const SppfPoolParams& p, const Tile& tile, int64_t image, int64_t channel, int64_t channels,
-                  Compute<T>* stage, Compute<T>* row_max) {
+                  bool streamed, Compute<T>* stage, Compute<T>* row_max) {
   const auto store_stage = [&](int64_t i) {
     store_rows(stage, tile.pitch(), 0, tile.height, tile.width, tile.cell,
-               planes_of<T>(p.out, image, i * p.channels + channel, channels));
+               planes_of<T>(p.out, image, i * p.channels + channel, channels, streamed));
   };
   const Planes<const T> x = planes_of<T>(p.x, image, channel, channels);
-  copy_rows(x, planes_of<T>(p.out, image, channel, channels), 0, tile.height, tile.width);
+  copy_rows(x, planes_of<T>(p.out, image, channel, channels, streamed), 0, tile.height, tile.width);
   const auto pool_all = [&](auto special) {
     pool<Kernel, special.value, false>(tile, stage, row_max);
     store_stage(1);
@@ -241,7 +241,8 @@ void forward_tile(const SppfPoolParams& p, const Tile& tile, int64_t image, int6
 
 template <int Kernel, class T>
 void backward_tile(const SppfPoolParams& p, const Tile& tile, int64_t image, int64_t channel, int64_t channels,
-                   Compute<T>* stage, Compute<T>* scratch, Compute<T>* const (&choices)[kSppfStages][2]) {
+                   bool streamed, Compute<T>* stage, Compute<T>* scratch,
+                   Compute<T>* const (&choices)[kSppfStages][2]) {
   const bool special = load_tile(tile, planes_of<T>(p.x, image, channel, channels), stage);
   for (int i = 0; i < kSppfStages; ++i) {
     if (special) {
@@ -264,7 +265,7 @@ void backward_tile(const SppfPoolParams& p, const Tile& tile, int64_t image, int
                           2 * tile.radius, grad, tile.size());
   }
   store_rows(grad, tile.pitch(), 0, tile.height, tile.width, tile.cell,
-             planes_of<T>(p.grad_x, image, channel, channels));
+             planes_of<T>(p.grad_x, image, channel, channels, streamed));
 }
 
 template <bool Backward>
@@ -280,6 +281,7 @@ Status run(const SppfPoolParams& p, const ParallelFor& parallel_for) {
       const SppfPoolWorkspace sizes(p, Backward, parallel_for.num_threads());
       const Status status = check_workspace(p.workspace, p.workspace_bytes, sizes.bytes);
       if (!status.ok()) return status;
+      const bool streamed = is_streamed(p, Backward ? 1 : 1 + kSppfStages, parallel_for.num_threads());
       parallel_for(sizes.regions, 1, [&](int64_t begin, int64_t end) {
         for (int64_t region = begin; region < end; ++region) {
           const auto buffer = [&](int64_t i) {
@@ -294,12 +296,14 @@ Status run(const SppfPoolParams& p, const ParallelFor& parallel_for) {
             if constexpr (Backward) {
               C* const choices[kSppfStages][2] = {
                   {buffer(2), buffer(3)}, {buffer(4), buffer(5)}, {buffer(6), buffer(7)}};
-              backward_tile<kernel.value, T>(p, tile, image, channel, channels, buffer(0), buffer(1), choices);
+              backward_tile<kernel.value, T>(p, tile, image, channel, channels, streamed, buffer(0), buffer(1),
+                                             choices);
             } else {
-              forward_tile<kernel.value, T>(p, tile, image, channel, channels, buffer(0), buffer(1));
+              forward_tile<kernel.value, T>(p, tile, image, channel, channels, streamed, buffer(0), buffer(1));
             }
           }
         }
+        fence_streams();
       });
       return Status{};
     });

@@ -76,7 +76,7 @@ class Pools {
     C* row = input(0);
     // Maxima that heed NaN take four times the operations: from the first one on.
     load_rows(x, h, h + 1, p_.width, plan_.channels, row, plan_.row, [&](Vec<C> v) { special_ |= !is_ordinary<C>(v); });
-    copy_rows(x, planes_of<T>(p_.out, image_, channel_, channels_), h, h + 1, p_.width);
+    copy_rows(x, planes_of<T>(p_.out, image_, channel_, channels_, plan_.streamed), h, h + 1, p_.width);
     pool_along(0, h);
   }
 
@@ -92,7 +92,7 @@ class Pools {
                  [&](auto count) { rows_max<count.value, special.value>(rows, window.count, out, size()); });
     });
     store_rows(out, plan_.row, h, h + 1, p_.width, plan_.channels,
-               planes_of<T>(p_.out, image_, (stage + 1) * p_.channels + channel_, channels_));
+               planes_of<T>(p_.out, image_, (stage + 1) * p_.channels + channel_, channels_, plan_.streamed));
     if (stage + 1 < kSppfStages) pool_along(stage + 1, h);
   }
 
@@ -155,6 +155,7 @@ Status sppf_pool_pixels(const SppfPoolParams& p, const ParallelFor& parallel_for
           const int64_t last = plan.items * (slot + 1) / plan.slots;
           for (int64_t item = plan.items * slot / plan.slots; item < last; ++item) pools.run(item);
         }
+        fence_streams();
       });
       return Status{};
     });

@@ -19,7 +19,8 @@ struct SppfPoolPixels : PixelParts {
   int64_t slot_bytes;
 
   SppfPoolPixels(const SppfPoolParams& p, int num_threads)
-      : PixelParts(p, rows_of(p) * width_of(p) * kUnit * kElementBytes, kPoolGrainElements, num_threads),
+      : PixelParts(p, 1 + kSppfStages, rows_of(p) * width_of(p) * kUnit * kElementBytes, kPoolGrainElements,
+                   num_threads),
         rows(rows_of(p)),
         row(width_of(p) * channels),
         slot_bytes(align_up(rows * row * kElementBytes)) {}
