@@ -236,6 +236,41 @@ def test_without_light_the_light_model_is_taught_from_the_beginning(
     assert found.stages[4].run is None
 
 
+def test_half_of_the_epochs_of_pruning_train_for_sparsity(
+    finished: tuple[Run, summary.Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "MIN_EPOCHS_FOR_SPARSITY", 2)
+    done, _ = finished
+    run = Run(done.root, tmp_path / "run")
+    baseline = done.folder / "baseline" / "run" / "weights" / "best.pt"
+    given = {"weights": baseline, "skip": ["light", "distilled", "int8", "verify"], "epochs": None, "max_epochs": 3}
+    found = run.run(**given)
+    assert run.lines[0] == "pruned: removing channels of the model before, then training it, 3 epochs"
+    assert run.lines[1] == "pruned: training for sparsity, 1 of them"
+    sparse, steps = run.folder / "sparse" / "run", run.folder / "pruned" / "steps"
+    places = (sparse, steps / "step-1" / "train")
+    before, after = (yaml.safe_load((place / "args.yaml").read_text()) for place in places)
+    assert (before["model"], before["distill_model"]) == (str(baseline), None)
+    assert (after["model"], after["distill_model"]) == (str(steps / "step-1" / "pruned.pt"), str(baseline))
+    assert [(training["epochs"], training["sparsity"]) for training in (before, after)] == [(1, 0.001), (2, 0)]
+    pruning = json.loads((steps / "prune.json").read_text())
+    assert pruning["weights"] == str(sparse / "weights" / "last.pt")
+    assert (pruning["importance"], pruning["ranking"]) == ("gamma", "global")
+    assert found.stages[3].epochs == 3
+    assert run.run(**given).stages == found.stages
+    assert run.begun() == []
+
+    records = run.records()
+    del records["pruned"]
+    (run.folder / "state.json").write_text(json.dumps(records))
+    shutil.rmtree(run.folder / "pruned")
+    with pytest.raises(ValueError, match=r"the stage 'sparse' has other values of lr0 \(unset, not 0\.002\)"):
+        run.run(**given, training={**TRAINING, "lr0": 0.002})
+    found = run.run(**given, target_size=0.8 * found.stages[0].bytes / 1e6)
+    assert found.stages[3].bytes < 0.8 * found.stages[0].bytes
+    assert not any("training for sparsity" in line for line in run.lines)  # candidates come from what is there
+
+
 def test_a_stage_that_fails_is_reported_beside_what_was_made(copied: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(copied.folder / "pruned")
 
@@ -450,7 +485,7 @@ def test_the_least_amount_that_meets_the_targets(
         **values,
         **others,
     )
-    found = amount.find(weights, options, lambda line: None)
+    found = amount.find(weights, lambda: weights, options, lambda line: None)
     assert found.flops == flops
     assert len(pretended) == len(set(pretended)) <= 5 * len(targets)
     if beyond:

@@ -44,16 +44,17 @@ class Amount:
         return {**asdict(self), "files": []}
 
 
-def find(weights: Path, options: Options, say: Callable[[str], None]) -> Amount:
+def find(weights: Path, prunable: Callable[[], Path], options: Options, say: Callable[[str], None]) -> Amount:
     """The least amount, in steps of STEP, with which the targets are met that can be; `options.flops` if none can.
 
     Args:
-        weights: of the model to prune.
+        weights: of the model as it is.
+        prunable: makes what channels are to be removed from, a training perhaps; called if some have to be.
         say: called with a line for each candidate.
     """
-    with tempfile.TemporaryDirectory(prefix="fastyolo-") as folder, warnings.catch_warnings(), quiet():
+    with tempfile.TemporaryDirectory(prefix="fastyolo-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of networks that are not trained
-        return _Search(weights, options, Path(folder), say).amount()
+        return _Search(weights, prunable, options, Path(folder), say).amount()
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,10 @@ class _Cost:
 
 
 class _Search:
-    def __init__(self, weights: Path, options: Options, folder: Path, say: Callable[[str], None]) -> None:
-        self._weights, self._options, self._folder, self._say = weights, options, folder, say
+    def __init__(
+        self, weights: Path, prunable: Callable[[], Path], options: Options, folder: Path, say: Callable[[str], None]
+    ) -> None:
+        self._prunable, self._options, self._folder, self._say = prunable, options, folder, say
         self._reference_ms: float | None = None
         self._costs: dict[float, _Cost | None] = {}  # of the candidates, by their share; None: so much cannot go
         self._reference = self._shipped(weights, "reference")
@@ -126,9 +129,10 @@ class _Search:
 
     def _measured(self, share: float) -> _Cost | None:
         options = self._options
-        pruned = self._folder / "pruned.pt"
+        weights, pruned = self._prunable(), self._folder / "pruned.pt"
         try:
-            prune(self._weights, flops=share, imgsz=options.imgsz, path=pruned)
+            with quiet():
+                prune(weights, flops=share, imgsz=options.imgsz, path=pruned)
         except UnreachableTargetError:
             return None
         file = self._shipped(pruned, "candidate")
@@ -143,15 +147,16 @@ class _Search:
         """A model in the form that ships; its ranges are of no matter."""
         options = self._options
         file = self._folder / f"{name}.onnx"
-        if not options.wants("int8"):
-            return export(weights, "onnx", outputs="maps", imgsz=options.imgsz, path=file)
-        return quantize(
-            weights,
-            options.data,
-            calibrator="minmax",
-            target="onnxruntime" if options.runtime == "onnxruntime" else "tensorrt",
-            images=MIN_IMAGES,
-            imgsz=options.imgsz,
-            path=file,
-            cache=self._folder / "calibration",
-        )
+        with quiet():
+            if not options.wants("int8"):
+                return export(weights, "onnx", outputs="maps", imgsz=options.imgsz, path=file)
+            return quantize(
+                weights,
+                options.data,
+                calibrator="minmax",
+                target="onnxruntime" if options.runtime == "onnxruntime" else "tensorrt",
+                images=MIN_IMAGES,
+                imgsz=options.imgsz,
+                path=file,
+                cache=self._folder / "calibration",
+            )

@@ -11,7 +11,7 @@ from fastyolo.bench.environment import environment, installed_version
 from fastyolo.compress.pipeline.files import Files, Progress
 from fastyolo.compress.pipeline.latency import runtimes
 from fastyolo.compress.pipeline.settings import STAGES, Options
-from fastyolo.compress.pipeline.stages import Outcome, Stages, arguments_of
+from fastyolo.compress.pipeline.stages import SPARSE, Outcome, Stages, arguments_of, sparse_arguments
 from fastyolo.compress.pipeline.state import State
 from fastyolo.compress.pipeline.summary import RUNTIMES, Data, File, Stage, Summary, Target
 from fastyolo.integrations.ultralytics.export import load
@@ -75,6 +75,8 @@ def check(options: Options, state: State, *, shared: bool) -> None:
     for stage in STAGES:
         if options.wants(stage) and not (stage == "baseline" and options.weights):
             state.check(stage, arguments_of(stage, options), remarks)
+    if options.wants("pruned"):
+        state.check(SPARSE, sparse_arguments(options), remarks)
 
 
 def _stage(outcome: Outcome, options: Options, state: State, files: tuple[File, ...]) -> Stage:

@@ -16,6 +16,11 @@ Int8 = Literal["qat", "ptq"]
 # Epochs in proportion: what remains after pruning knows its task already, and INT8 moves the weights by about a step.
 SHARES = {"baseline": 10, "light": 10, "distilled": 10, "pruned": 3, "int8": 1}
 
+# Before channels are removed, half of that stage's epochs train for sparsity, if there are so many: of four it was no
+# gain, of ten one (bench/NOTES.md).
+SPARSITY = 0.001
+MIN_EPOCHS_FOR_SPARSITY = 10
+
 
 @dataclass(frozen=True)
 class Options:
@@ -52,6 +57,12 @@ class Options:
 
     def wants(self, stage: str) -> bool:
         return stage not in self.skip
+
+    @property
+    def sparse_epochs(self) -> int:
+        """Of the epochs of the stage pruned, those before channels are removed."""
+        epochs = self.epochs.get("pruned", 0)
+        return epochs // 2 if epochs >= MIN_EPOCHS_FOR_SPARSITY else 0
 
 
 def trained(skip: frozenset[str], *, given: bool, int8: str) -> list[str]:

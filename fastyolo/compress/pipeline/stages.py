@@ -13,7 +13,7 @@ from typing import Any
 from fastyolo._files import digest
 from fastyolo._quiet import quiet
 from fastyolo.compress.pipeline.amount import Amount, find
-from fastyolo.compress.pipeline.settings import STAGES, Options
+from fastyolo.compress.pipeline.settings import SPARSITY, STAGES, Options
 from fastyolo.compress.pipeline.state import Result, State
 from fastyolo.compress.pipeline.summary import Status
 from fastyolo.compress.pruning import prune
@@ -23,6 +23,7 @@ from fastyolo.integrations.ultralytics.quantization import is_start
 from fastyolo.train.settings import closing_epochs
 
 MODELS = "models"  # the folder of exported files
+SPARSE = "sparse"  # the training for sparsity, its record and its folder
 INT8 = "int8.onnx"
 INT8_ONNXRUNTIME = "int8-onnxruntime.onnx"
 
@@ -75,6 +76,12 @@ def _targets_of(options: Options) -> dict[str, Any]:
     return {**{name: getattr(options, name) for name in names}, "skip int8": not options.wants("int8")}
 
 
+def sparse_arguments(options: Options) -> dict[str, Any]:
+    """What the training for sparsity depends on beside the model that it begins with."""
+    common = {"data": options.digest, "imgsz": options.imgsz, "epochs": options.sparse_epochs, "sparsity": SPARSITY}
+    return {**common, **_training_of(SPARSE, options)}
+
+
 class Stages:
     """Runs the stages of a run that are not done.
 
@@ -121,10 +128,10 @@ class Stages:
             return Outcome(stage, "skipped", "By request.")
         if stage == "baseline" and self.options.weights:
             return Outcome(stage, "given", checkpoint=Path(self.options.weights).absolute())
-        note = ""
+        note, seconds = "", 0.0
         works = {"baseline": self._baseline, "light": self._light, "distilled": self._distilled, "int8": self._int8}
         if stage == "pruned":
-            amount = self._amount()
+            amount, seconds = self._amount()
             if amount.flops is None:
                 return Outcome(stage, "skipped", amount.note)
             note, works[stage] = amount.note, partial(self._pruned, amount.flops)
@@ -144,7 +151,7 @@ class Stages:
             stage,
             "done",
             " ".join(filter(None, (result["note"], note))),
-            record.seconds,
+            seconds + record.seconds,
             self._folder / result["checkpoint"],
             result["run"],
         )
@@ -205,31 +212,58 @@ class Stages:
         train(Path(start["model"]), self._folder / place, arguments)
         return _trained(f"{place}/weights/best.pt", place)
 
-    def _amount(self) -> Amount:
-        """How much to prune; what was measured for it is kept, since it would not come out the same a second time."""
+    def _amount(self) -> tuple[Amount, float]:
+        """How much to prune, and the seconds that it took to find out.
+
+        What was measured for it is kept, since it would not come out the same a second time.
+        """
         options = self.options
         if not options.has_targets:
-            return Amount(options.flops, "")
+            return Amount(options.flops, ""), 0.0
         record = self._state.once(
             "amount",
-            lambda: find(self._current, options, self._say).as_result(),
-            arguments={**_targets_of(options), "imgsz": options.imgsz},
+            lambda: find(self._current, self._sparse, options, self._say).as_result(),
+            arguments={**_targets_of(options), "imgsz": options.imgsz, "sparse": sparse_arguments(options)},
             inputs=self._inputs("pruned"),
             before=lambda again: self._say("pruned: looking for the amount that meets the targets"),
         )
         assert record.result is not None
-        return Amount(record.result["flops"], record.result["note"])
+        return Amount(record.result["flops"], record.result["note"]), record.seconds
+
+    def _sparse(self) -> Path:
+        """The model to remove channels from: the last one, trained for sparsity if there are epochs for it."""
+        options = self.options
+        epochs = options.sparse_epochs
+        if not epochs:
+            return self._current
+        place = f"{SPARSE}/run"
+        common = {"data": options.data, "imgsz": options.imgsz, "epochs": epochs, "sparsity": SPARSITY}
+
+        def work() -> Result:
+            train(self._current, self._folder / place, {**_training_of(SPARSE, options), **common})
+            return _trained(f"{place}/weights/last.pt", place)  # the best one may be from before the channels faded
+
+        record = self._state.once(
+            SPARSE,
+            work,
+            arguments=sparse_arguments(options),
+            inputs=self._inputs("pruned"),
+            before=lambda again: self._say(f"pruned: training for sparsity, {epochs} of them"),
+        )
+        assert record.result is not None
+        checkpoint: str = record.result["checkpoint"]
+        return self._folder / checkpoint
 
     def _pruned(self, flops: float) -> Result:
         options = self.options
         place, checkpoint = "pruned/steps", "pruned/pruned.pt"
         report = prune(
-            self._current,
+            self._sparse(),
             options.data,
             flops=flops,
             imgsz=options.imgsz,
-            epochs=options.epochs["pruned"],
-            training=_training_of("pruned", options),
+            epochs=options.epochs["pruned"] - options.sparse_epochs,
+            training={"distill_model": str(self._current), **_training_of("pruned", options)},
             path=self._folder / checkpoint,
             folder=self._folder / place,
             say=self._say,
@@ -276,10 +310,12 @@ def _training_of(stage: str, options: Options) -> dict[str, Any]:
         return {name: value for name, value in options.training.items() if name in _OPERATION}
     if stage == "pruned":  # prune() closes the geometry by itself
         return dict(options.training)
-    without_teacher = stage in ("baseline", "light")
+    without_teacher = stage in ("baseline", "light", SPARSE)
     given = {
         name: value for name, value in options.training.items() if not (without_teacher and name.startswith("kd_"))
     }
+    if stage == SPARSE:  # what comes after it closes the geometry
+        return given
     return {"close_geometry": closing_epochs(options.epochs[stage]), **given}
 
 
