@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // NMS over given boxes on the CPU: batched_nms (one list, any groups, torchvision's answers) and multiclass_nms (a
 // batch with fixed-size outputs). The work is in greedy.h: each candidate against the kept boxes of its group, or where
-// there may be thousands (greedy_grid.h) against those near it.
+// there may be thousands (greedy_grid.h) against those near it. Candidates come in the order of all scores, since
+// max_det counts all groups; where it is no limit, short lists of many groups go one after the other.
 #include "batched_nms.h"
 
 #include "batched_nms_workspace.h"
@@ -19,6 +20,8 @@ constexpr int64_t kStep = 1024;
 // Below this many tests of 16 boxes (~10 ns each) a step is not worth waking threads for: on a busy machine that costs
 // a time slice.
 constexpr int64_t kParallelTests = 100000;
+// Candidates in short lists that are worth a thread, ~100 us.
+constexpr int64_t kGroupGrain = 1 << 11;
 
 // Numbers the groups 0, 1, ... in order of first appearance: an open-addressing table of twice the size.
 int64_t number_groups(const int64_t* idxs, int64_t count, int64_t* slot_idx, int32_t* slot_group, int64_t slots,
@@ -59,13 +62,56 @@ struct Boxes {
   int32_t group_of(uint32_t i) const { return group ? group[i] : 0; }
 };
 
+// Keeps what max_det does not limit, in short lists: each group's boxes one after the other, so that what is kept of it
+// stays in the first-level cache, and groups do not wait for each other. keys: all, sorted.
+template <class T>
+void suppress_by_groups(const BatchedNmsParams& p, const Boxes<T>& boxes, int64_t groups, const Key<Compute<T>>* keys,
+                        Compute<T> bound, const BatchedNmsWorkspace& layout, const ParallelFor& parallel_for) {
+  using C = Compute<T>;
+  auto* blocks = at<KeptBlock<C>>(p, layout.blocks_offset);
+  auto* heads = at<int32_t>(p, layout.heads_offset);
+  auto* dead = at<uint8_t>(p, layout.dead_offset);
+  auto* first = at<int32_t>(p, layout.group_first_offset);
+  auto* members = at<uint32_t>(p, layout.members_offset);
+  auto* places = at<int32_t>(p, layout.places_offset);
+  std::fill_n(first, groups + 1, 0);
+  for (int64_t i = 0; i < p.count; ++i) ++first[boxes.group[i] + 1];
+  for (int64_t g = 0; g < groups; ++g) first[g + 1] += first[g];
+  int32_t* const next = heads;
+  std::copy_n(first, groups, next);
+  for (int64_t r = 0; r < p.count; ++r) {
+    const uint32_t index = index_of(keys[r]);
+    places[r] = next[boxes.group_of(index)]++;
+    members[places[r]] = index;
+  }
+
+  parallel_for(p.count, kGroupGrain, [&](int64_t begin, int64_t end) {  // the groups that begin there
+    for (int64_t g = std::lower_bound(first, first + groups, begin) - first; g < groups && first[g] < end; ++g) {
+      Greedy<C> greedy(heads + g, 1, blocks + first[g] / kBlockBoxes + g, bound);
+      for (int32_t i = first[g]; i < first[g + 1]; ++i) {
+        const Box<C> box = boxes[members[i]];
+        dead[i] = greedy.is_suppressed(0, box);
+        if (!dead[i]) greedy.keep(0, box);
+      }
+    }
+  });
+
+  int64_t kept = 0;
+  for (int64_t r = 0; r < p.count; ++r) {
+    if (!dead[places[r]]) p.keep[kept++] = index_of(keys[r]);
+  }
+  *p.num_keep = static_cast<int32_t>(kept);
+  std::fill_n(p.keep + kept, p.count - kept, int64_t{-1});
+}
+
 // Keeps boxes until there are max_det. scanned: the share of a group's kept boxes that a candidate is tested against.
 template <class T, class Kept>
 void suppress(const BatchedNmsParams& p, const Boxes<T>& boxes, Kept& greedy, double scanned, int64_t groups,
               Key<Compute<T>>* keys, uint8_t* dead, const ParallelFor& parallel_for) {
   using C = Compute<T>;
   int64_t kept = 0;
-  BestFirst<Key<C>> chunks(keys, p.count, kStep);
+  // Without a limit they are sorted already.
+  BestFirst<Key<C>> chunks(keys, p.count, kStep, p.max_det >= p.count);
   const Key<C>* first;
   const Key<C>* last;
   while (kept < p.max_det && chunks.next(first, last)) {
@@ -127,6 +173,12 @@ void suppress(const BatchedNmsParams& p, const ParallelFor& parallel_for) {
   Spread<C> spread;
   for (int64_t i = 0; side > 0 && i < p.count; ++i) spread.add(boxes[static_cast<uint32_t>(i)]);
   const double share = side > 0 ? spread.share(side) : 1;
+  if (p.max_det >= p.count) {
+    keys = sort_all(keys, at<Key<C>>(p, layout.scratch_offset), p.count);
+    if (groups > 1 && side == 0) {
+      return suppress_by_groups(p, boxes, groups, keys, bound, layout, parallel_for);
+    }
+  }
   if (share <= kLargestShare) {
     GridGreedy<C> greedy(heads, groups, blocks, bound, side, spread.centers(), at<int32_t>(p, layout.cell_slots_offset),
                          at<int32_t>(p, layout.cells_used_offset), at<CellBounds<C>>(p, layout.cell_bounds_offset));

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "simd.h"
 
@@ -166,19 +167,51 @@ struct Descending {
   }
 };
 
+// Sorts keys in the order of their indices from best to worst, in passes over parts of their upper halves from the
+// least significant one on, each stable: so ties keep their order. Returns where they are then, `keys` or `scratch`.
+inline uint64_t* sort_all(uint64_t* keys, uint64_t* scratch, int64_t count) {
+  constexpr int kBits = 11;
+  constexpr int kDigits = 1 << kBits;
+  constexpr int kPasses = 3;
+  if (count < kDigits / 2) {
+    std::sort(keys, keys + count, Descending{});
+    return keys;
+  }
+  const auto digit = [](uint64_t key, int pass) { return kDigits - 1 - (key >> (32 + pass * kBits) & (kDigits - 1)); };
+  int32_t first[kPasses][kDigits] = {};  // of each digit: the count, then where the next of its keys goes
+  for (int64_t i = 0; i < count; ++i) {
+    for (int pass = 0; pass < kPasses; ++pass) ++first[pass][digit(keys[i], pass)];
+  }
+  for (int pass = 0; pass < kPasses; ++pass) {
+    int32_t before = 0;
+    for (int32_t& next : first[pass]) before += std::exchange(next, before);
+    for (int64_t i = 0; i < count; ++i) scratch[first[pass][digit(keys[i], pass)]++] = keys[i];
+    std::swap(keys, scratch);
+  }
+  return keys;
+}
+
+// Keys of float64 scores have 96 bits: nine passes would be no gain.
+inline unsigned __int128* sort_all(unsigned __int128* keys, unsigned __int128*, int64_t count) {
+  std::sort(keys, keys + count, Descending{});
+  return keys;
+}
+
 // Hands out keys from best to worst in sorted chunks that double in size: early stops leave most of them unsorted, and
 // a full run costs about one sort.
 template <class K>
 class BestFirst {
  public:
-  BestFirst(K* keys, int64_t count, int64_t first_chunk) : next_(keys), end_(keys + count), chunk_(first_chunk) {}
+  // sorted: whether they are so already.
+  BestFirst(K* keys, int64_t count, int64_t first_chunk, bool sorted = false)
+      : next_(keys), end_(keys + count), chunk_(sorted ? count : first_chunk), sorted_(sorted) {}
 
   // The next sorted chunk in [first, last); false when there is none.
   bool next(const K*& first, const K*& last) {
     if (next_ == end_) return false;
     K* const chunk_end = end_ - next_ > chunk_ ? next_ + chunk_ : end_;
     if (chunk_end != end_) std::nth_element(next_, chunk_end, end_, Descending{});
-    std::sort(next_, chunk_end, Descending{});
+    if (!sorted_) std::sort(next_, chunk_end, Descending{});
     first = next_;
     last = next_ = chunk_end;
     chunk_ *= 2;
@@ -189,6 +222,7 @@ class BestFirst {
   K* next_;
   K* end_;
   int64_t chunk_;
+  bool sorted_;
 };
 
 }  // namespace
