@@ -155,9 +155,11 @@ void store_rows(const C* tile, int64_t pitch, int64_t first, int64_t last, int64
   if (cell == 1 && planes.stride_w == 1 && planes.stride_h == width && width >= kLanes<C>) {
     const Run<C> run{tile, pitch, width};
     const int64_t count = (last - first) * width;
-    if (count > 0)
-      planes.streamed ? stream_run(run, count, planes.data + first * width)
-                      : store_run(run, count, planes.data + first * width);
+    if (planes.streamed) {
+      stream_run(run, count, planes.data + first * width);
+    } else if (count > 0) {
+      store_run(run, count, planes.data + first * width);
+    }
     return;
   }
   const uintptr_t together =

@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
     """Everything that a result file says about its origin; JSON types only."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": _COMMIT,
         "build": dict(fastyolo.build_info()),
         "versions": versions(),
         "cpu": cpu(),
@@ -105,3 +105,7 @@ def commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked=no") else "")
     except (OSError, subprocess.CalledProcessError):  # no git here, or no commit yet
         return None
+
+
+# When this is loaded: a measurement takes minutes, in which the files may change that it does not read again.
+_COMMIT = commit()
