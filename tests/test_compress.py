@@ -246,7 +246,7 @@ def test_half_of_the_epochs_of_pruning_train_for_sparsity(
     given = {"weights": baseline, "skip": ["light", "distilled", "int8", "verify"], "epochs": None, "max_epochs": 3}
     found = run.run(**given)
     assert run.lines[0] == "pruned: removing channels of the model before, then training it, 3 epochs"
-    assert run.lines[1] == "pruned: training for sparsity, 1 of them"
+    assert run.lines[1] == "pruned: training for sparsity, 1 epoch"
     sparse, steps = run.folder / "sparse" / "run", run.folder / "pruned" / "steps"
     places = (sparse, steps / "step-1" / "train")
     before, after = (yaml.safe_load((place / "args.yaml").read_text()) for place in places)
@@ -266,9 +266,19 @@ def test_half_of_the_epochs_of_pruning_train_for_sparsity(
     shutil.rmtree(run.folder / "pruned")
     with pytest.raises(ValueError, match=r"the stage 'sparse' has other values of lr0 \(unset, not 0\.002\)"):
         run.run(**given, training={**TRAINING, "lr0": 0.002})
+    shutil.rmtree(run.folder / "sparse")
     found = run.run(**given, target_size=0.8 * found.stages[0].bytes / 1e6)
     assert found.stages[3].bytes < 0.8 * found.stages[0].bytes
-    assert not any("training for sparsity" in line for line in run.lines)  # candidates come from what is there
+    records = run.records()
+    parts = [records[name]["seconds"] for name in ("sparse", "amount", "pruned")]
+    assert found.stages[3].seconds == pytest.approx(sum(parts))
+    assert min(parts) > 0.1
+    begun = [line.partition(",")[0] for line in run.lines if line.startswith("pruned: ")]
+    assert begun[:3] == [
+        "pruned: looking for the amount that meets the targets",
+        "pruned: training for sparsity",
+        "pruned: removing channels of the model before",
+    ]
 
 
 def test_a_stage_that_fails_is_reported_beside_what_was_made(copied: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,11 @@ struct BatchedNmsWorkspace {
   int64_t scratch_offset;      // Key<float> [N], to sort all of them, if max_det is no limit
   int64_t blocks_offset;       // KeptBlock<T>: 384 or 704 bytes
   int64_t heads_offset;        // int32 [groups], or with a grid [groups, cells], of which there are at most kept / 64
-  int64_t dead_offset;         // uint8 [N]
+  int64_t dead_offset;         // uint8 [1024], or [N] if max_det is no limit
   int64_t cell_slots_offset;   // int32 [groups, cells], with a grid only, as the two below
   int64_t cells_used_offset;   // int32 [groups]
   int64_t cell_bounds_offset;  // CellBounds<T> [groups, cells / 16]
-  int64_t group_offset;        // int32 [N], with groups only, as the five below
+  int64_t group_offset;        // int32 [N], with groups only, as the five below; three of them if max_det is no limit
   int64_t group_first_offset;  // int32 [groups + 1]
   int64_t members_offset;      // uint32 [N]
   int64_t places_offset;       // int32 [N]
@@ -39,12 +39,13 @@ struct BatchedNmsWorkspace {
     const int64_t kept = std::min(count, max_det);
     const int64_t groups = grouped ? count : 1;
     keys_offset = take(count * 2 * element_bytes);
-    scratch_offset = take(max_det < count || element_bytes == 8 ? 0 : count * 2 * element_bytes);
+    const int64_t unlimited = max_det < count ? 0 : count;  // elements of what only such calls need
+    scratch_offset = take(element_bytes == 8 ? 0 : unlimited * 2 * element_bytes);
     const int64_t cells = kept / 64;
     const int64_t chains = std::max(groups, cells);
     blocks_offset = take((ceil_div<int64_t>(kept, 16) + std::min(chains, kept)) * block_bytes(element_bytes));
     heads_offset = take(chains * 4);
-    dead_offset = take(count);
+    dead_offset = take(std::max(unlimited, int64_t{1024}));
     cell_slots_offset = take(cells * 4);
     cells_used_offset = take(cells * 4);
     cell_bounds_offset = take(cells * 4 * element_bytes);
@@ -52,9 +53,9 @@ struct BatchedNmsWorkspace {
     if (grouped) {
       while (slots < 2 * count) slots *= 2;
       group_offset = take(count * 4);
-      group_first_offset = take((count + 1) * 4);
-      members_offset = take(count * 4);
-      places_offset = take(count * 4);
+      group_first_offset = take((unlimited + 1) * 4);
+      members_offset = take(unlimited * 4);
+      places_offset = take(unlimited * 4);
       slot_idx_offset = take(slots * 8);
       slot_group_offset = take(slots * 4);
     }

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "planes.h"
+#include "feature_map.h"
 
 namespace fastyolo {
 namespace {

@@ -23,14 +23,6 @@ struct Planes {
   bool streamed = false;  // written past the caches
 };
 
-// Whether a result of `maps` maps as large as x is written past the caches. One that outgrows the threads' second-level
-// caches leaves them before it is read again, and its lines would be read for nothing before they are written.
-template <class Params>
-bool is_streamed(const Params& p, int64_t maps, int num_threads) {
-  constexpr int64_t kCacheBytes = 1 << 20;  // of a thread
-  return maps * p.batch * p.channels * p.height * p.width * size_of(p.dtype) > kCacheBytes * std::max(num_threads, 1);
-}
-
 template <class T>
 Planes<const T> planes_of(const FeatureMap& map, int64_t image, int64_t channel, int64_t channels) {
   const T* data = static_cast<const T*>(map.data) + image * map.stride_b + channel * map.stride_c;

@@ -59,8 +59,9 @@ def compress(
 
     The stages are: baseline, a YOLOv8 trained on the data; light, the light model with the weights that it has in
     common with the baseline, trained; distilled, that trained on with the baseline as its teacher (without light, from
-    the beginning); pruned, that without a part of its channels, trained on with itself as it was for a teacher; int8,
-    that trained for INT8. Then every model is exported, compared with its checkpoint, and measured.
+    the beginning); pruned, that without a part of its channels, trained on with itself as it was for a teacher,
+    and before for sparsity, for half of the epochs, if there are ten; int8, that trained for INT8. Then every model is
+    exported, compared with its checkpoint, and measured.
 
     The same call goes on where it was interrupted. A stage is done again if a model that it was made from has changed,
     which deletes what it left in its folder.

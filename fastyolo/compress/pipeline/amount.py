@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,15 @@ def find(weights: Path, prunable: Callable[[], Path], options: Options, say: Cal
         prunable: makes what channels are to be removed from, a training perhaps; called if some have to be.
         say: called with a line for each candidate.
     """
-    with tempfile.TemporaryDirectory(prefix="fastyolo-") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of networks that are not trained
+    with tempfile.TemporaryDirectory(prefix="fastyolo-") as folder:
         return _Search(weights, prunable, options, Path(folder), say).amount()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of networks that are not trained
+        yield
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ class _Search:
         options = self._options
         weights, pruned = self._prunable(), self._folder / "pruned.pt"
         try:
-            with quiet():
+            with _silence():
                 prune(weights, flops=share, imgsz=options.imgsz, path=pruned)
         except UnreachableTargetError:
             return None
@@ -147,7 +154,7 @@ class _Search:
         """A model in the form that ships; its ranges are of no matter."""
         options = self._options
         file = self._folder / f"{name}.onnx"
-        with quiet():
+        with _silence():
             if not options.wants("int8"):
                 return export(weights, "onnx", outputs="maps", imgsz=options.imgsz, path=file)
             return quantize(

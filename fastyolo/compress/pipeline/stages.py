@@ -63,6 +63,8 @@ def arguments_of(stage: str, options: Options) -> dict[str, Any]:
         return {**common, "model": options.model, **training}
     if stage in ("light", "distilled"):
         return {**common, "light": options.light, **training}
+    if options.sparse_epochs:
+        common["sparse epochs"] = options.sparse_epochs
     if not options.has_targets:
         return {**common, "flops": options.flops, **training}
     return {**common, **_targets_of(options), **training}
@@ -144,14 +146,17 @@ class Stages:
                 f"{stage}: {self._doing(stage)}{', again since a model before has changed' if again else ''}"
             ),
         )
-        self._say(f"{stage}: done in {duration(record.seconds)}")
+        seconds += record.seconds
+        if stage == "pruned" and self.options.sparse_epochs:
+            seconds += self._state.seconds(SPARSE)
+        self._say(f"{stage}: done in {duration(seconds)}")
         assert record.result is not None
         result = record.result
         return Outcome(
             stage,
             "done",
             " ".join(filter(None, (result["note"], note))),
-            seconds + record.seconds,
+            seconds,
             self._folder / result["checkpoint"],
             result["run"],
         )
@@ -223,7 +228,11 @@ class Stages:
         record = self._state.once(
             "amount",
             lambda: find(self._current, self._sparse, options, self._say).as_result(),
-            arguments={**_targets_of(options), "imgsz": options.imgsz, "sparse": sparse_arguments(options)},
+            arguments={
+                **_targets_of(options),
+                "imgsz": options.imgsz,
+                **({"sparse": sparse_arguments(options)} if options.sparse_epochs else {}),
+            },
             inputs=self._inputs("pruned"),
             before=lambda again: self._say("pruned: looking for the amount that meets the targets"),
         )
@@ -240,7 +249,7 @@ class Stages:
         common = {"data": options.data, "imgsz": options.imgsz, "epochs": epochs, "sparsity": SPARSITY}
 
         def work() -> Result:
-            train(self._current, self._folder / place, {**_training_of(SPARSE, options), **common})
+            train(self._current, self._folder / place, {**common, **_training_of(SPARSE, options)})
             return _trained(f"{place}/weights/last.pt", place)  # the best one may be from before the channels faded
 
         record = self._state.once(
@@ -248,7 +257,7 @@ class Stages:
             work,
             arguments=sparse_arguments(options),
             inputs=self._inputs("pruned"),
-            before=lambda again: self._say(f"pruned: training for sparsity, {epochs} of them"),
+            before=lambda again: self._say(f"pruned: training for sparsity, {epochs} epoch{'s' if epochs > 1 else ''}"),
         )
         assert record.result is not None
         checkpoint: str = record.result["checkpoint"]
@@ -257,13 +266,14 @@ class Stages:
     def _pruned(self, flops: float) -> Result:
         options = self.options
         place, checkpoint = "pruned/steps", "pruned/pruned.pt"
+        teacher = {"distill_model": str(self._current)} if options.sparse_epochs else {}  # else it is what is pruned
         report = prune(
             self._sparse(),
             options.data,
             flops=flops,
             imgsz=options.imgsz,
             epochs=options.epochs["pruned"] - options.sparse_epochs,
-            training={"distill_model": str(self._current), **_training_of("pruned", options)},
+            training={**teacher, **_training_of("pruned", options)},
             path=self._folder / checkpoint,
             folder=self._folder / place,
             say=self._say,

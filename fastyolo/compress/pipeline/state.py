@@ -30,7 +30,7 @@ class Record:
     Attributes:
         arguments: what the user asked of it.
         inputs: digests of what it was made from.
-        seconds: spent on it, without what a kill cut off.
+        seconds: spent on it, without what a kill cut off and without work of other records within it.
         result: in JSON's types; None while it is not finished. Its entry "files" names what was written, relative to
             the folder of the run; without one of these, the work is done again.
     """
@@ -58,6 +58,7 @@ class State:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = folder / FILE
+        self._nested = 0.0  # seconds of work within the work that is being done
         self._records: dict[str, Record] = {}
         if self._file.exists():
             try:
@@ -109,7 +110,7 @@ class State:
             ValueError: with the names of the arguments and their values before and now.
         """
         record, place = self._records.get(name), self.folder / name
-        if record is None or not (record.result or any(place.rglob("weights/*.pt"))):
+        if record is None or not (record.holds(self.folder) or any(place.rglob("weights/*.pt"))):
             return
         names = record.arguments.keys() | arguments.keys()
         if changed := sorted(key for key in names if record.arguments.get(key) != arguments.get(key)):
@@ -150,13 +151,20 @@ class State:
                 shutil.rmtree(place)
         self._records[name] = record
         self._write()
-        start = time.monotonic()
+        start, outer, self._nested = time.monotonic(), self._nested, 0.0
         try:
             record.result = work()
         finally:
-            record.seconds += time.monotonic() - start
+            spent = time.monotonic() - start
+            record.seconds += spent - self._nested
+            self._nested = outer + spent
             self._write()
         return record
+
+    def seconds(self, name: str) -> float:
+        """Spent on a piece of work, over all sessions; 0 if there is no record of it."""
+        record = self._records.get(name)
+        return record.seconds if record else 0.0
 
     def _write(self) -> None:
         _files.write_json(self._file, {name: asdict(record) for name, record in self._records.items()})
