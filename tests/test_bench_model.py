@@ -204,6 +204,32 @@ def test_latency_alone_without_onnxruntime(weights: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("quick")
+def test_an_interrupt_leaves_the_batches_until_then(
+    weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    latencies = bench._latencies
+
+    def interrupted_at_batch_2(candidates: Any, *arguments: Any) -> Any:
+        if candidates[0].batch == 2:
+            raise KeyboardInterrupt
+        return latencies(candidates, *arguments)
+
+    monkeypatch.setattr(bench, "_latencies", interrupted_at_batch_2)
+    arguments = ["--weights", weights, "--runtime", "pytorch", "--imgsz", "64", "96", "--json", "sizes.json"]
+    done = run(*arguments, "--batch", "1", "2")
+    assert done.exit_code == 130, done.output
+    assert done.stderr == (
+        "fastyolo: Interrupted; the results are those of the batches and numbers of threads until then.\n"
+    )
+    report = json.loads((tmp_path / "sizes.json").read_text())
+    assert [(row["imgsz"], row["batch"]) for row in report["results"]] == [(64, 1), (96, 1)]
+    assert "tiny.pt" in done.stdout
+    (tmp_path / "sizes.json").unlink()
+    nothing = run(*arguments, "--batch", "2")
+    assert (nothing.exit_code, nothing.stdout, [*tmp_path.iterdir()]) == (130, "", [])
+
+
+@pytest.mark.usefixtures("quick")
 def test_exported_files_are_measured_as_they_are(weights: str, exported: Path, tmp_path: Path) -> None:
     from fastyolo.export import export
     from fastyolo.runtime import Detector

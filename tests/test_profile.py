@@ -322,7 +322,7 @@ def test_training_with_a_teacher_that_waits_for_data(training, tmp_path, monkeyp
 def test_head_alone(tmp_path):
     trace = tmp_path / "trace.json"
     model = YOLO("yolov8n-fast-p2.yaml")
-    found = profile.head(model, imgsz=64, rounds=4, trace=trace)
+    found = profile.head(model, imgsz=64, rounds=4, trace=str(trace))
     branches = {f"{name} of P{level}" for name in ("boxes", "classes") for level in (2, 3, 4, 5)}
     assert set(stages(found)) == branches | {"concatenate", "decode", OTHER}
     assert "_inference" not in vars(model.model.model[-1])
@@ -342,6 +342,25 @@ def test_an_end_to_end_head_is_profiled_as_prediction_runs_it():
     assert model.model.model[-1].cv2 is not None  # the model itself is left as it was
     model.model.end2end = False
     assert "top-k" not in stages(profile.head(model, imgsz=64, rounds=4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1, got 0."),
+        ({"rounds": 2.5}, "rounds must be an integer, got 2.5."),
+        ({"imgsz": "64"}, "imgsz must be an integer, got '64'."),
+        ({"imgsz": 50}, "imgsz must be multiples of the model's largest stride, 32, got 50."),
+        ({"trace": True}, "trace must be a path, got True."),
+        ({"images": []}, "images must be a list of image files, got []."),
+        ({"images": "bus.jpg"}, "images must be a list of image files, got 'bus.jpg'."),
+    ],
+)
+def test_wrong_arguments(settings, message):
+    given = {"images": ["bus.jpg"], "imgsz": 64, "rounds": 1, **settings}
+    with pytest.raises((TypeError, ValueError)) as error:
+        profile.inference(YOLO("yolov8n.yaml"), given.pop("images"), **given)
+    assert str(error.value) == message
 
 
 def test_a_lighter_head_is_proposed_with_its_share(monkeypatch):

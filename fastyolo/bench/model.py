@@ -219,11 +219,12 @@ def measure(
     labelled: Labelled | None,
     device: str,
     on_progress: OnProgress,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A result for each model, size, batch and number of threads, with what was measured in each runtime.
 
-    Accuracy does not depend on batch and threads, so it is measured with the first candidate of a model, size and
-    runtime. PyTorch's number of threads is set for the process.
+    Those of one batch and number of threads, which take turns, come together. Accuracy does not depend on batch and
+    threads, so it is measured with the first candidate of a model, size and runtime. PyTorch's number of threads is set
+    for the process.
 
     Args:
         candidates: of all models.
@@ -242,16 +243,16 @@ def measure(
             accuracies[key] = labelled.accuracy(candidate, lambda share, what=what: on_progress(what, share))  # type: ignore[misc]
     files = list(photographs) or (labelled.images if labelled else [])
     images = _read(files)
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for batch in dict.fromkeys(candidate.batch for candidate in candidates):
         group = [candidate for candidate in candidates if candidate.batch == batch]
         for count in threads:
             on_progress(f"latency, batch {batch}, {threads_text(count)}", 0.0)
             times, product = _latencies(group, count, images, device)
             on_progress(f"memory, batch {batch}, {threads_text(count)}", 0.0)
+            rows: dict[tuple[str, int], dict[str, Any]] = {}
             for candidate, time in zip(group, times, strict=True):
                 row = rows.setdefault(
-                    (candidate.model, candidate.imgsz, batch, count),
+                    (candidate.model, candidate.imgsz),
                     {
                         "model": candidate.model,
                         "imgsz": candidate.imgsz,
@@ -279,7 +280,7 @@ def measure(
                 row["file_mb"][name] = round(runtimes.num_bytes(candidate.file) / 1e6, 3)
                 if found := accuracies.get((candidate.model, candidate.imgsz, name)):
                     row["accuracy"][name] = found
-    return list(rows.values())
+            yield from rows.values()
 
 
 def _read(files: Sequence[str]) -> list[npt.NDArray[Any]]:

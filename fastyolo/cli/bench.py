@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from enum import Enum
 from itertools import groupby
 from json import loads as load_json
@@ -28,6 +29,7 @@ from fastyolo.cli.common import (
     progress_bar,
     report,
     reporting,
+    terminable,
     writable,
 )
 
@@ -207,12 +209,7 @@ def ops(
             interrupted = False
             timed = bench.run(cases, target, roofline, quick=quick, on_visit=advance, on_failure=failures.append)
             try:
-                for row in timed:
-                    results.append(row)  # noqa: PERF402 - what is there stays when the next one is interrupted
-            except KeyboardInterrupt:
-                if not results:
-                    raise
-                interrupted = True
+                interrupted = _until_interrupted(timed, results)
             except Exception as error:  # of what makes the inputs; what fails in a case does not end the others
                 if not results:
                     raise
@@ -351,7 +348,7 @@ def model(
             if not {candidate.runtime for candidate in candidates} & {runtimes.PYTORCH, "tensorrt"}:
                 device = "cpu"  # where the others run in any case
             labelled = bench.Labelled(data, device) if data else None
-            rows = bench.measure(
+            measured = bench.measure(
                 candidates,
                 threads=counts,
                 photographs=() if data else bench.sample_photographs(),
@@ -359,6 +356,8 @@ def model(
                 device=device,
                 on_progress=advance,
             )
+            rows: list[dict[str, Any]] = []
+            interrupted = _until_interrupted(measured, rows)
         names = list(dict.fromkeys(candidate.model for candidate in candidates))
         images = len(labelled.images) if labelled else None
         document = bench.report(names, data, images, device, counts, left_out, rows)
@@ -388,6 +387,9 @@ def model(
         if plot:
             bench.plot(document, plot)
         console.print(table)
+        if interrupted:
+            report("Interrupted; the results are those of the batches and numbers of threads until then.")
+            raise typer.Exit(130)
 
 
 @bench_app.command(epilog="Example: fastyolo bench compare before.json after.json --threshold 0.03")
@@ -415,6 +417,19 @@ def compare(
     _print_comparison(Terminal(), found)
     if found.is_slower:
         raise typer.Exit(1)
+
+
+def _until_interrupted(rows: Iterable[dict[str, Any]], results: list[dict[str, Any]]) -> bool:
+    """Collects `rows` in `results`; whether Ctrl-C or SIGTERM ended them, which is an error before the first."""
+    try:
+        with terminable():
+            for row in rows:
+                results.append(row)  # noqa: PERF402 - what is there stays when the next one is interrupted
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        return True
+    return False
 
 
 def _documents(path: Path) -> list[Any]:

@@ -31,17 +31,31 @@ class OneSentence(TyperGroup):
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except UsageError as error:
             path = error.ctx.command_path if error.ctx else "fastyolo"  # type: ignore[attr-defined]
-            message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-            print(f"{path}: {message}; see '{path} --help'.", file=sys.stderr)
+            print(f"{path}: {_message(error)}; see '{path} --help'.", file=sys.stderr)
             sys.exit(2)
         except typer.Abort:
             sys.exit(130)
         sys.exit(status or 0)
 
 
-def writable(path: Path | None) -> Path | None:
-    """For options: refuse a path at which nothing can be made, before the work whose results belong there."""
+def _message(error: Exception) -> str:
+    """What is wrong, and what came: newer typers parse with pydantic, whose sentences leave that out."""
+    message: str = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+    if errors := getattr(error.__cause__, "errors", None):
+        message = message.replace("Value error, ", "")
+        if (came := repr(errors()[0]["input"])) not in message:
+            message += f", got {came}"
+    return message
+
+
+def writable(context: typer.Context, option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """For options: refuse a path at which nothing can be made, or which another option has, before the work begins."""
     if path is not None:
+        if str(path) == "-":
+            raise typer.BadParameter("expected the name of a file or folder, got '-'; standard output has the tables.")
+        others = context.meta.setdefault("fastyolo.outputs", {})
+        if (other := others.setdefault(path.resolve(), option.opts[0])) != option.opts[0]:
+            raise typer.BadParameter(f"expected a path of its own, got {str(path)!r}, which {other} has.")
         try:
             parents = (path,) if path.is_dir() else path.absolute().parents
             folder = next(parent for parent in parents if parent.exists())

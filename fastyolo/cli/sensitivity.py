@@ -22,11 +22,11 @@ _NO_NOISE = 120  # dB, of levels that a part has no influence on
 PICTURES = (".pdf", ".png", ".svg")
 
 
-def picture(path: Path | None) -> Path | None:
+def picture(context: typer.Context, option: typer.CallbackParam, path: Path | None) -> Path | None:
     """For options: refuse a path of which matplotlib cannot tell what to write."""
     if path is not None and path.suffix.lower() not in PICTURES:
         raise typer.BadParameter(f"expected a file that ends in {', '.join(PICTURES)}, got {str(path)!r}.")
-    return writable(path)
+    return writable(context, option, path)
 
 
 def report(console: Console, json: Path | None, plot: Path | None, *arguments: Any, **settings: Any) -> None:

@@ -26,6 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ultralytics.nn.tasks import BaseModel, DetectionModel
 
 import fastyolo.ops  # noqa: F401 - registers torch.ops.fastyolo
+from fastyolo import _arguments
 
 __all__ = ["Cost", "baseline", "check_sizes", "cost", "layer_costs", "layer_parts"]
 
@@ -36,11 +37,14 @@ def check_sizes(model: Any, sizes: Sequence[int]) -> None:
     """Refuse what cannot be measured layer by layer.
 
     Raises:
+        TypeError: a side is no integer.
         ValueError: the model is an exported file, or its network does not take squares of these sides.
     """
     if isinstance(model.model, str):
         raise ValueError(f"weights must be a checkpoint, got {model.model!r}, which is exported already.")
     stride = int(max(model.model.stride.tolist()))
+    for size in sizes:
+        _arguments.integer("imgsz", size, 1)
     if wrong := [size for size in sizes if size < stride or size % stride]:
         raise ValueError(
             f"imgsz must be multiples of the model's largest stride, {stride}, got {', '.join(map(str, wrong))}."

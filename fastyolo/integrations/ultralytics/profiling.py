@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import tempfile
 from bisect import bisect_right
 from collections import defaultdict
@@ -23,7 +24,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.torch_utils import select_device, unwrap_model
 
-from fastyolo import _files
+from fastyolo import _arguments, _files
 from fastyolo.bench.timing import silent_profiler
 from fastyolo.diagnose.stopwatch import Stopwatch
 from fastyolo.integrations.ultralytics.acceleration import AcceleratedPredictor, is_accelerated, predictor_of
@@ -82,7 +83,7 @@ def inference(
     *,
     imgsz: int,
     rounds: int,
-    trace: Path | None = None,
+    trace: str | os.PathLike[str] | None = None,
     on_round: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> Measured:
@@ -95,7 +96,14 @@ def inference(
         trace: where to write a Chrome trace of a few more.
         on_round: called after each image.
         settings: of ultralytics' predictor: conf, iou, device, half...
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: no images, one that cannot be read, or what the network does not take.
     """
+    _check(rounds, trace)
+    if isinstance(images, str) or not images:
+        raise ValueError(f"images must be a list of image files, got {images!r}.")
     check_sizes(model, [imgsz])
     threads = torch.get_num_threads()
     predictor = predictor_of(model, imgsz=imgsz, rect=False, batch=1, verbose=False, save=False, **settings)
@@ -155,7 +163,7 @@ def head(
     imgsz: int,
     rounds: int,
     device: str = "cpu",
-    trace: Path | None = None,
+    trace: str | os.PathLike[str] | None = None,
     on_round: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Profile the head alone, on random features of the shapes that an image of imgsz x imgsz gives it.
@@ -163,6 +171,7 @@ def head(
     The stages are its branches, level by level, and the decoding of their outputs. They are those that prediction runs:
     with folded normalisation, and of an end-to-end head the one-to-one branches.
     """
+    _check(rounds, trace)
     check_sizes(model, [imgsz])
     threads = torch.get_num_threads()
     network = copy.deepcopy(model.model).float().eval().fuse(verbose=False).to(select_device(device, verbose=False))
@@ -206,7 +215,7 @@ def training(
     arguments: Mapping[str, Any],
     *,
     rounds: int,
-    trace: Path | None = None,
+    trace: str | os.PathLike[str] | None = None,
     on_round: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Profile batches of a training run, which is then given up; nothing of it is kept.
@@ -220,6 +229,7 @@ def training(
     Raises:
         ValueError: as `Trainer` does, or several devices are asked for.
     """
+    _check(rounds, trace)
     with tempfile.TemporaryDirectory() as folder:
         kept = {"save_dir": folder, "exist_ok": True, "val": False, "plots": False, "save": False, "verbose": False}
         endless = {"epochs": 10**6, "patience": 0, "report_epochs": 0, "warmup_epochs": 0}
@@ -241,6 +251,11 @@ def training(
     return run.measured()
 
 
+def _check(rounds: int, trace: str | os.PathLike[str] | None) -> None:
+    _arguments.integer("rounds", rounds, 1)
+    _arguments.path("trace", trace)
+
+
 class _Enough(Exception):  # noqa: N818 - no error
     """All batches that were asked for are measured."""
 
@@ -249,7 +264,12 @@ class _TrainingRun:
     """Watches a trainer through its callbacks, and stops it."""
 
     def __init__(
-        self, trainer: Trainer, rounds: int, accumulate: int, trace: Path | None, on_round: Callable[[], None]
+        self,
+        trainer: Trainer,
+        rounds: int,
+        accumulate: int,
+        trace: str | os.PathLike[str] | None,
+        on_round: Callable[[], None],
     ) -> None:
         self._trainer = trainer
         self._rounds = rounds
@@ -454,7 +474,11 @@ def _profiler(device: torch.device) -> Iterator[Any]:
 
 
 def _traced(
-    run: Callable[[], None], watch: Stopwatch, layers: Sequence[Layer], device: torch.device, trace: Path | None
+    run: Callable[[], None],
+    watch: Stopwatch,
+    layers: Sequence[Layer],
+    device: torch.device,
+    trace: str | os.PathLike[str] | None,
 ) -> float | None:
     """Run under torch's profiler where there is something to learn from it; how busy the GPU was."""
     if trace is None and device.type != "cuda":
@@ -467,8 +491,8 @@ def _traced(
     return _busy(profiler, watch.rounds[before:], {layer.stage for layer in layers}, device)
 
 
-def _write_trace(profiler: Any, path: Path) -> None:
-    with _files.replacing(path) as temporary:
+def _write_trace(profiler: Any, path: str | os.PathLike[str]) -> None:
+    with _files.replacing(Path(path)) as temporary:
         profiler.export_chrome_trace(str(temporary))
 
 
