@@ -130,7 +130,7 @@ BASELINE = Stage(
     4000.0,
     100,
     "baseline/run/weights/best.pt",
-    "baseline/run",
+    ("baseline/run",),
     11_136_374,
     28_600_000_000,
     (file("models/baseline.onnx", 44.7, 48.2, 0.923, 0.608),),
@@ -144,7 +144,7 @@ PRUNED = Stage(
     75.4,
     30,
     "pruned/pruned.pt",
-    "pruned/run",
+    ("pruned/run",),
     2_900_000,
     7_300_000_000,
     (file("models/pruned.onnx", 11.6, 18.0, 0.928, 0.612, ships=True),),
@@ -157,7 +157,7 @@ INT8 = Stage(
     60.0,
     10,
     "int8/run/weights/best.pt",
-    None,
+    (),
     2_900_000,
     7_300_000_000,
     (file("models/int8.onnx", 2.98, 14.0, 0.912, 0.589, ships=True, precision="int8"),),
@@ -257,7 +257,7 @@ def test_files_that_were_not_compared_are_named(summary, written):
 
 
 def test_without_a_baseline_nothing_is_compared(summary, written):
-    without = replace(BASELINE, status="skipped", checkpoint=None, run=None, parameters=None, flops=None, files=())
+    without = replace(BASELINE, status="skipped", checkpoint=None, runs=(), parameters=None, flops=None, files=())
     page = written(replace(summary, stages=(without, PRUNED, INT8)))
     assert "There is nothing to compare the last model (+ INT8) with." in page.text
     assert page.row("Below each figure", "+ INT8") == ["2.90", "7.30", "2.98", "14.0", "0.912", "0.589"]
@@ -316,24 +316,30 @@ def write_history(folder: Path, rows: list[str]) -> None:
 
 def test_curves_are_those_of_the_trainings(summary, written, tmp_path):
     write_history(tmp_path / "baseline" / "run", ["1,3,2,1,9,4,2,1,0.2,0.1", "2,2,1,1,9,nan,1,1,0.4,0.2"])
+    write_history(tmp_path / "sparse" / "run", ["1,2,1,1,9,3,1,1,0.6,0.4"])
     write_history(tmp_path / "pruned" / "run", ["1,2,1,1,9,3,1,1,0.8,0.5"])
+    stages = [
+        replace(stage, runs=("sparse/run", *stage.runs)) if stage.name == "pruned" else stage
+        for stage in summary.stages
+    ]
+    summary = replace(summary, stages=tuple(stages))
     map50, _, loss = charts.training(summary, tmp_path)
     assert [line.name for line in map50.lines] == ["baseline", "+ pruning"]
     baseline, pruned = (np.array(line.points) for line in map50.lines)
-    assert (len(baseline), len(pruned)) == (2, 1)
+    assert (len(baseline), len(pruned)) == (2, 2)
     ticks = {float(tick.text): tick.position for tick in map50.y_ticks}
     scale = (ticks[0.8] - ticks[0.0]) / 0.8
     np.testing.assert_allclose(baseline[:, 1], ticks[0.0] + scale * np.array([0.2, 0.4]))
-    np.testing.assert_allclose(pruned[:, 1], ticks[0.8])
+    np.testing.assert_allclose(pruned[:, 1], ticks[0.0] + scale * np.array([0.6, 0.8]))
     steps = np.diff([*baseline[:, 0], *pruned[:, 0]])
     np.testing.assert_allclose(steps, steps[0])
     assert [(line.name, line.dashed, len(line.points)) for line in loss.lines] == [
         ("baseline", False, 2),
-        ("+ pruning", False, 1),
+        ("+ pruning", False, 2),
         ("baseline", True, 1),
-        ("+ pruning", True, 1),
+        ("+ pruning", True, 2),
     ]
-    assert "baseline: 4 at 2; + pruning: 4 at 3; baseline: 7 at 1; + pruning: 5 at 3." in loss.description
+    assert "baseline: 4 at 2; + pruning: 4 at 4; baseline: 7 at 1; + pruning: 5 at 4." in loss.description
     assert [tag for tag, _ in written(summary).tags].count("polyline") == 8 + 3
 
 

@@ -24,6 +24,7 @@ from fastyolo.train.settings import closing_epochs
 
 MODELS = "models"  # the folder of exported files
 SPARSE = "sparse"  # the training for sparsity, its record and its folder
+_SPARSE_RUN = f"{SPARSE}/run"
 INT8 = "int8.onnx"
 INT8_ONNXRUNTIME = "int8-onnxruntime.onnx"
 
@@ -42,7 +43,7 @@ class Outcome:
     note: str = ""
     seconds: float = 0.0
     checkpoint: Path | None = None
-    run: str | None = None
+    runs: tuple[str, ...] = ()
 
 
 def arguments_of(stage: str, options: Options) -> dict[str, Any]:
@@ -147,18 +148,20 @@ class Stages:
             ),
         )
         seconds += record.seconds
-        if stage == "pruned" and self.options.sparse_epochs:
-            seconds += self._state.seconds(SPARSE)
-        self._say(f"{stage}: done in {duration(seconds)}")
         assert record.result is not None
         result = record.result
+        runs = (result["run"],) if result["run"] else ()
+        if stage == "pruned" and self.options.sparse_epochs:
+            seconds += self._state.seconds(SPARSE)
+            runs = (_SPARSE_RUN, *runs)
+        self._say(f"{stage}: done in {duration(seconds)}")
         return Outcome(
             stage,
             "done",
             " ".join(filter(None, (result["note"], note))),
             seconds,
             self._folder / result["checkpoint"],
-            result["run"],
+            runs,
         )
 
     def _doing(self, stage: str) -> str:
@@ -245,12 +248,13 @@ class Stages:
         epochs = options.sparse_epochs
         if not epochs:
             return self._current
-        place = f"{SPARSE}/run"
         common = {"data": options.data, "imgsz": options.imgsz, "epochs": epochs, "sparsity": SPARSITY}
 
         def work() -> Result:
-            train(self._current, self._folder / place, {**common, **_training_of(SPARSE, options)})
-            return _trained(f"{place}/weights/last.pt", place)  # the best one may be from before the channels faded
+            train(self._current, self._folder / _SPARSE_RUN, {**common, **_training_of(SPARSE, options)})
+            return _trained(
+                f"{_SPARSE_RUN}/weights/last.pt", _SPARSE_RUN
+            )  # the best one may be from before the channels faded
 
         record = self._state.once(
             SPARSE,

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from fastyolo import _files
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "compress"
 FILE = "summary.json"
 
@@ -109,7 +109,7 @@ class Stage:
         seconds: what the work of it took, over all sessions.
         epochs: of its training; 0 without one.
         checkpoint: None if it has no model.
-        run: folder of its training with results.csv; None without one.
+        runs: folders of its trainings with results.csv, one after the other.
         parameters, flops: of the checkpoint, as `fastyolo info` counts them; two FLOPs to a multiply-add.
         files: its model in other forms. The first is portable ONNX and stands for the stage's size and accuracy.
     """
@@ -121,7 +121,7 @@ class Stage:
     seconds: float = 0.0
     epochs: int = 0
     checkpoint: str | None = None
-    run: str | None = None
+    runs: tuple[str, ...] = ()
     parameters: int | None = None
     flops: int | None = None
     files: tuple[File, ...] = ()
@@ -278,7 +278,7 @@ def read(folder: Path) -> Summary:
 
 
 def _stage(document: dict[str, Any]) -> Stage:
-    return Stage(**{**document, "files": tuple(map(_file, document["files"]))})
+    return Stage(**{**_tuples(document), "files": tuple(map(_file, document["files"]))})
 
 
 def _file(document: dict[str, Any]) -> File:

@@ -85,7 +85,9 @@ class Chart:
 
 def training(summary: Summary, folder: Path) -> list[Chart]:
     """The course of accuracy and of the loss over the epochs of all stages, one stage after the other."""
-    histories = [_history(folder / stage.run / "results.csv") if stage.run else [] for stage in summary.stages]
+    histories = [
+        [row for run in stage.runs for row in _history(folder / run / "results.csv")] for stage in summary.stages
+    ]
     if not any(histories):
         return []
     starts = [sum(map(len, histories[:index])) for index in range(len(histories))]
