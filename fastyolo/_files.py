@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,10 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_LOCK = ".lock"  # in the folder of a run
+_NAME = 40  # characters, of at most 4 bytes, of the 255 bytes that file systems allow
+
 
 def beside(path: Path) -> Path:
     """A hidden name in the same folder that no other writer has: threads, and containers with equal process numbers."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    start = path.name[:_NAME]  # so that where a name fits, the one beside it does
+    return path.with_name(f".{start}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -53,3 +58,33 @@ def digest(path: Path) -> str:
             while block := content.read(1 << 20):
                 found.update(block)
     return found.hexdigest()
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if there is none.
+
+    Args:
+        name: of the argument that told the folder.
+
+    Raises:
+        ValueError: another process is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{name} must be a folder in which no other fastyolo is at work, and one is in {folder}; wait for its "
+                f"end or choose another folder."
+            ) from error
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # which processes that were forked meanwhile would go on holding
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there is anything in a folder but hidden files: its lock, and what another process is writing."""
+    return folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir())

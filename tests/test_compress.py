@@ -29,6 +29,7 @@ import yaml
 from shapes import NAMES, TINY, write_shapes
 from typer.testing import CliRunner
 
+from fastyolo._files import locked
 from fastyolo.cli.compress import compress as command
 from fastyolo.compress.pipeline import amount, compress, files, latency, settings, stages, summary
 from fastyolo.compress.pipeline.state import State
@@ -482,11 +483,11 @@ def test_the_least_amount_that_meets_the_targets(
     weights = tmp_path / "weights.pt"
     weights.write_text("1.0")
     values = dict.fromkeys(("target_latency", "target_size")) | targets
-    others = {"weights": None, "model": "", "light": "", "epochs": {}, "formats": (), "training": {}}
+    digests = dict.fromkeys(("weights_digest", "model_digest", "light_digest"))
+    others = {"weights": None, "model": "", "light": "", "epochs": {}, "formats": (), "training": {}, **digests}
     options = settings.Options(
         data="data.yaml",
         digest="",
-        weights_digest=None,
         skip=frozenset(),
         flops=0.25,
         runtime="onnxruntime",
@@ -507,7 +508,7 @@ def test_the_least_amount_that_meets_the_targets(
 
 def test_a_folder_belongs_to_one_process_at_a_time(copied: Run) -> None:
     before = copied.records()
-    with State(copied.folder).locked(), pytest.raises(ValueError, match="no other fastyolo compress is at work"):
+    with locked(copied.folder, "x"), pytest.raises(ValueError, match="no other fastyolo is at work"):
         copied.run()
     assert copied.records() == before
 
@@ -545,3 +546,13 @@ def test_state_deletes_nothing_but_what_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "run" / "two" / "old").unlink()
     record = again.once("two", lambda: work("two", "new"), arguments={"a": 1}, inputs={"x": "1"})
     assert record.result == {"files": ["two/new"]}
+    outside = tmp_path / "outside"
+    outside.touch()
+
+    def trained(text: str) -> Any:
+        return {"files": [*work("two", text)["files"], "../outside"]}
+
+    again.once("two", lambda: trained("best"), arguments={"a": 1}, inputs={"x": "3"})
+    outside.unlink()
+    again.once("two", lambda: trained("last"), arguments={"a": 1}, inputs={"x": "3"})
+    assert sorted(path.name for path in (tmp_path / "run" / "two").iterdir()) == ["best", "last"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 pytest.importorskip("torch_pruning")
@@ -24,9 +25,10 @@ from detectors import detector
 from shapes import TINY, write_shapes, write_tiny
 from typer.testing import CliRunner
 from ultralytics import YOLO
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 import fastyolo
+from fastyolo._files import locked
 from fastyolo.cli import app
 from fastyolo.compress.pruning import channels as finding
 from fastyolo.compress.pruning import prune, selection
@@ -305,8 +307,15 @@ def pruned(
     assert not path.exists()
     assert [folder.relative_to(runs).parts[0] for folder in saved] == ["sparsity", "step-1", "step-1", "step-2"]
     assert torch.load(runs / "sparsity" / "weights" / "last.pt", weights_only=False)["train_args"]["sparsity"] == 0.01
-    with pytest.raises(ValueError, match="other values of value"):
+    with pytest.raises(ValueError, match=r"has other values of flops \(0\.4, not 0\.5\); choose another folder"):
         prune(trained, data, **{**settings, "flops": 0.5}, path=path, folder=runs)
+    kept = trained.read_bytes()
+    YOLO(trained).save(trained)  # with another date
+    with pytest.raises(ValueError, match="has other values of content of weights; choose another folder"):
+        prune(trained, data, **settings, path=path, folder=runs)
+    trained.write_bytes(kept)
+    with locked(runs, "x"), pytest.raises(ValueError, match="no other fastyolo is at work"):
+        prune(trained, data, **settings, path=path, folder=runs)
     epochs = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "save_model", lambda self: (epochs.append((self.save_dir, self.epoch)), stock(self))[1])
@@ -454,15 +463,21 @@ def test_sparsity_makes_factors_fade(training, trained, tmp_path, amp):
         ({"ratio": 0.3, "ranking": "random"}, "ranking must be one of global, per-layer"),
         ({"ratio": 0.3, "importance": "luck"}, "importance must be one of gamma, l1, l2"),
         ({"ratio": 0.3, "multiple": 12}, "multiple must be a multiple of 8"),
-        ({"ratio": 0.3, "steps": 3}, "data must be given to train with, which steps=3"),
-        ({"ratio": 0.3, "sparsity": 0.01}, "data must be given to train with, which sparsity=0.01"),
-        ({"ratio": 0.3, "epochs": 3}, "data must be given to train with, which epochs=3"),
+        ({"ratio": 0.3, "steps": 3}, "data must be given to train with, got none with steps."),
+        ({"ratio": 0.3, "sparsity": 0.01}, "data must be given to train with, got none with sparsity."),
+        (
+            {"ratio": 0.3, "epochs": 3, "training": {"batch": 2}, "distill": False, "folder": "x"},
+            "data must be given to train with, got none with epochs, distill=False, training, folder.",
+        ),
+        ({"ratio": 0.3, "threads": 1}, "threads is for latency, got ratio; leave it out."),
+        ({"latency": 1.0, "threads": 0}, "threads must be at least 1, got 0."),
+        ({"ratio": 0.3, "imgsz": 100}, "imgsz must be multiples of the model's largest stride, 32, got 100."),
         ({"ratio": 0.3, "path": "small.onnx"}, "path must end in '.pt'"),
     ],
 )
 def test_wrong_arguments(checkpoint, arguments, message):
     with pytest.raises(ValueError, match=message):
-        prune(checkpoint, imgsz=SIZE, **arguments)
+        prune(checkpoint, **{"imgsz": SIZE, **arguments})
 
 
 def test_models_that_cannot_be_pruned(checkpoint, tmp_path):
@@ -492,6 +507,7 @@ def test_a_folder_of_something_else_is_refused(trained, training, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds something else"):
         prune(trained, training()["data"], ratio=0.3, imgsz=64, multiple=8, path=tmp_path / "x.pt", folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_arguments_can_be_corrected_before_anything_is_trained(trained, training, tmp_path, monkeypatch):
@@ -565,6 +581,17 @@ def test_layers_that_tie_channels_to_others_keep_them(tmp_path):
     with integration.traceable(network):
         finding.remove(network, channels.couplings, halved(channels), trace.shuffled)
     assert cost(network, SIZE)["flops"] < 0.9 * cost(model.model, SIZE)["flops"]
+
+
+def test_a_share_is_that_of_the_size_that_is_given(tmp_path):
+    """Also where the strides end at 16, so that sides need be no multiples of 32."""
+    layers = yaml_model_load("yolov8n.yaml")
+    small = {"nc": 2, "depth_multiple": 0.33, "width_multiple": 0.25, "backbone": layers["backbone"][:7]}
+    small["head"] = [[[4, 6], 1, "Detect", ["nc"]]]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    YOLO(tmp_path / "small.yaml").save(tmp_path / "small.pt")
+    report = prune(tmp_path / "small.pt", flops=0.3, imgsz=48, multiple=8)
+    assert report.after.flops / report.before.flops == pytest.approx(0.7, abs=0.04)
 
 
 def test_the_command(checkpoint, tmp_path):

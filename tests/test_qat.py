@@ -35,6 +35,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils.torch_utils import init_seeds
 
+from fastyolo._files import locked
 from fastyolo.cli import app
 from fastyolo.compress.quantization import qat, qdq, quantize
 from fastyolo.export import export
@@ -432,6 +433,9 @@ def test_folder_of_something_else_is_refused(trained, folder, places, tmp_path):
         ValueError, match=r"save_dir must be a new or an empty folder, and .* holds files; name another"
     ):
         training.train(model, data, places, tmp_path, RUN)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with locked(trained[1], "x"), pytest.raises(ValueError, match="no other fastyolo is at work"):
+        training.train(model, data, places, trained[1], RUN)
     with pytest.raises(ValueError, match=r"save_dir must be new or the folder of the same training, and the one in"):
         training.train(model, data, places, trained[1], RUN)
 

@@ -35,6 +35,7 @@ TINY = ("--model", "yolov8n-fast.yaml", "--imgsz", "64", "--batch", "8", "--devi
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("d.yaml").touch()
 
 
 @pytest.fixture
@@ -96,7 +97,8 @@ def test_options(monkeypatch):
         "kd_mask": "all",
     }
     assert teachers == ["t.pt"]
-    assert arguments_of(monkeypatch, "--data", "d.yaml") == {"data": "d.yaml", "model": "yolov8s-fast.yaml"}
+    expected = {"data": "d.yaml", "model": "yolov8s-fast.yaml", "project": str(Path("runs/detect").absolute())}
+    assert arguments_of(monkeypatch, "--data", "d.yaml") == expected
 
 
 def test_precedence(monkeypatch):
@@ -130,6 +132,12 @@ def test_precedence(monkeypatch):
         (("--set", "class_weights=[1, nan]"), "class_weights must be a list of a weight of 0 or more for each class"),
         (("--set", "time=-1"), "time must be above 0 hours, got -1"),
         (("--set", "fraction=2"), "fraction must be above 0 and at most 1, got 2"),
+        (("--set", "batch=0"), "batch must be at least 1 image, -1, or a share of the GPU's memory below 1, got 0"),
+        (("--set", "imgsz=-64"), "imgsz must be a side of at least 32 pixels, got -64"),
+        (("--set", "imgsz=[1]"), "imgsz must be a side of at least 32 pixels, got [1]"),
+        (("--set", "freeze=abc"), "freeze must be a number of layers or a list of them, got 'abc'"),
+        (("--set", "box=.nan"), "box must be finite, got nan"),
+        (("--set", "warmup_epochs=.inf"), "warmup_epochs must be finite, got inf"),
         (("--set", "cache=maybe"), "cache must be true, false, ram or disk, got 'maybe'"),
         (("--set", "close_geometry=-1"), "close_geometry must be an integer of at least 0, got -1"),
         (("--set", "optimizer=Lion"), "optimizer must be one of auto, Adam, Adamax, AdamW, MuSGD, "),
@@ -166,7 +174,9 @@ def test_folder_of_a_run_does_not_come_along_with_its_arguments(monkeypatch):
     Path("args.yaml").write_text(yaml.safe_dump(run))
     Path("mine.yaml").write_text(yaml.safe_dump({"data": "d.yaml", **place}))
     expected = {"data": "d.yaml", "model": "yolov8s-fast.yaml"}
-    assert arguments_of(monkeypatch, "--config", "args.yaml") == {**expected, "project": "all"}
+    runs_here = str(Path("runs/detect").absolute())
+    assert arguments_of(monkeypatch, "--config", "args.yaml") == {**expected, "project": runs_here}
+    assert arguments_of(monkeypatch, "--data", "d.yaml", "--set", "project=x")["project"] == str(Path("x").absolute())
     assert arguments_of(monkeypatch, "--config", "mine.yaml") == {**expected, **place}
 
 
@@ -404,10 +414,11 @@ def test_failures_are_one_sentence_and_status_1(shapes, model_files):
         ((*fast, "rows.yaml"), "The teacher 'rows.yaml' is of an unknown kind; pass a checkpoint (.pt)"),
         ((*fast, "others.pt"), "distill_model must have the student's 3 classes, in any order, but it has no 'blue'"),
         (("--model", "yolov8n-bins.yaml", "--teacher", "teacher.pt"), "must have the student's reg_max of 8, got 16"),
-        (("--data", "nowhere.yaml"), "The data set 'nowhere.yaml' cannot be used: 'nowhere.yaml' does not exist."),
+        (("--data", "nowhere.yaml"), "The data set 'nowhere.yaml' does not exist; pass the YAML file of a data set as"),
     ]
     for number, (case, message) in enumerate(cases):
         assert message in fail(1, *options, *case, "--save-dir", f"run{number}")
+    assert not Path(f"run{len(cases) - 1}").exists()
     (Path(shapes).parent / LABELS).write_text("7 .5 .5 .2 .2\n")
     assert f"{LABELS}, line 1: expected a class" in fail(1, *options, *TINY[:2], "--save-dir", "run")
     Path("text.pt").write_text("no checkpoint")
@@ -502,8 +513,11 @@ def test_run_that_is_interrupted_and_resumed(shapes, monkeypatch):
     with files["results"].open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
     assert yaml.safe_load((folder / "args.yaml").read_text())["label_smoothing"] == 0.1
+    assert yaml.safe_load((folder / "args.yaml").read_text())["model"] == "yolov8n-fast.yaml"
     assert "The run of " in fail(1, "--resume", str(last))
 
     arguments = arguments_of(monkeypatch, "--config", "run/args.yaml")
     assert (arguments["label_smoothing"], arguments["epochs"]) == (0.1, 3)
     assert arguments.keys().isdisjoint({"mode", "name", "resume", "save_dir", "task"})
+    assert arguments["model"] == "yolov8n-fast.yaml"
+    assert arguments["project"] == str(Path("runs/detect").absolute())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -106,7 +107,12 @@ def prune(
     save_dir: Annotated[
         Path | None,
         typer.Option(
-            "--save-dir", metavar="DIR", file_okay=False, help="Folder of the trainings.", show_default="NAME-pruned"
+            "--save-dir",
+            metavar="DIR",
+            file_okay=False,
+            callback=writable,
+            help="Folder of the trainings.",
+            show_default="NAME-pruned",
         ),
     ] = None,
     json: Json = None,
@@ -120,7 +126,7 @@ def prune(
         ranking = None if ranked_globally is None else "global" if ranked_globally else "per-layer"
         options = {name: value for name, value in (("batch", batch), ("device", device)) if value is not None}
         training = given_arguments(options, assignments or [])
-        check_device(device)
+        check_device(training.get("device"))
         from fastyolo.compress.pruning import PARTS, prune
         from fastyolo.integrations.ultralytics import acceleration as ultralytics
 
@@ -155,3 +161,6 @@ def prune(
             write_json(json, report.as_dict())
         console.print(report)
         console.print(report.path, markup=False)
+        if not data:
+            again = f"fastyolo train --model {shlex.quote(report.path)} --data ..."
+            console.print(f"Without its channels the model detects little; train it before use: {again}", markup=False)

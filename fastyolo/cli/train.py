@@ -18,16 +18,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Debug, Json, Terminal, check_device, reporting
+from fastyolo.cli.common import Debug, Json, Terminal, check_device, reporting, writable
 from fastyolo.train import presets, settings
 
 DEFAULT_MODEL = "yolov8s-fast.yaml"
+RUNS = "runs/detect"
 
 # A run's args.yaml holds them too, where they say what that run was.
 _NOT_ARGUMENTS = ("mode", "resume", "task")
 
 # There they say where that run was; in a file without a mode, which somebody wrote, where the new one is to be.
-_PLACE = ("exist_ok", "name", "save_dir")
+_PLACE = ("exist_ok", "name", "project", "save_dir")
 
 
 class Preset(str, Enum):
@@ -103,8 +104,9 @@ def train(
             "--save-dir",
             metavar="DIR",
             file_okay=False,
+            callback=writable,
             help="Folder of the run, new or empty.",
-            show_default="the next of runs/detect/train, train-2, ...",
+            show_default=f"the next of {RUNS}/train, train-2, ...",
         ),
     ] = None,
     assignments: Annotated[
@@ -155,9 +157,13 @@ def train(
             of_preset = arguments_in(presets.path(preset.value) if preset else None)
             arguments = {**of_preset, **arguments_in(config), **given}
             arguments.setdefault("model", DEFAULT_MODEL)
+            if "save_dir" not in arguments:  # ultralytics would go by its settings, which hold for all projects
+                arguments["project"] = str(Path(arguments.get("project") or RUNS).absolute())
         _check(arguments)
         first = _is_first_process()
         if first:  # which downloads what the others then find
+            if "resume" not in arguments:
+                runs.check_data(str(arguments["data"]))
             runs.check_model(str(arguments["model"]))
             if arguments.get("distill_model"):
                 runs.check_teacher(str(arguments["distill_model"]))

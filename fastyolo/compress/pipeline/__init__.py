@@ -119,18 +119,22 @@ def compress(
     trained = settings.trained(left_out, given=weights is not None, int8=int8)
     shared = settings.epochs_of(trained, epochs, max_epochs)
     state = State(Path(save_dir).absolute())
-    baseline = _baseline(weights, model, imgsz)
     with quiet():
         known = _data(str(data), {**(training or {}), "imgsz": imgsz})
+    baseline = _baseline(weights, model, imgsz)
     if baseline is not None:
         _check_classes(baseline, known.classes)
+    light = _light(light, weights or model, left_out)
+    own = {file: digest(Path(file)) if Path(file).is_file() else None for file in (str(model), light)}
     options = settings.Options(
         data=str(data),
         digest=known.digest,
         weights=None if weights is None else str(weights),
         weights_digest=None if weights is None else digest(Path(weights)),
         model=str(model),
-        light=_light(light, weights or model, left_out),
+        model_digest=own[str(model)],
+        light=light,
+        light_digest=own[light],
         skip=left_out,
         epochs=shared,
         flops=flops,

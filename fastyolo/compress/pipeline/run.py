@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
+from fastyolo._files import locked
 from fastyolo._quiet import quiet
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.compress.pipeline.files import Files, Progress
@@ -32,7 +33,7 @@ def run(
     options: Options, state: State, data: Data, say: Callable[[str], None], on_progress: Progress, *, debug: bool
 ) -> Summary:
     """As `fastyolo.compress.compress`, whose arguments are checked."""
-    with state.locked():
+    with locked(state.folder, "save_dir"):
         return _run(options, state, data, say, on_progress, debug=debug)
 
 
@@ -98,7 +99,8 @@ def _stage(outcome: Outcome, options: Options, state: State, files: tuple[File, 
 
 def _settings(options: Options) -> dict[str, object]:
     settings = asdict(options)
-    for name in ("data", "digest", "threads", "weights_digest"):  # which are no arguments, or elsewhere
+    # Those that are no arguments, or elsewhere.
+    for name in ("data", "digest", "light_digest", "model_digest", "threads", "weights_digest"):
         del settings[name]
     return {**settings, "skip": sorted(options.skip), "formats": list(options.formats)}
 

@@ -28,7 +28,9 @@ class Options:
 
     Attributes:
         weights_digest: of the checkpoint that is the baseline; None: it is trained here.
+        model_digest: of the file that the baseline begins from; None: one of ultralytics' own, by name.
         light: model file of the light model.
+        light_digest: of it; None: one of fastyolo's own, by name.
         epochs: of each stage that trains.
         digest: of the data set.
     """
@@ -38,7 +40,9 @@ class Options:
     weights: str | None
     weights_digest: str | None
     model: str
+    model_digest: str | None
     light: str
+    light_digest: str | None
     skip: frozenset[str]
     epochs: Mapping[str, int]
     flops: float

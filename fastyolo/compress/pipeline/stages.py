@@ -61,9 +61,9 @@ def arguments_of(stage: str, options: Options) -> dict[str, Any]:
     if stage == "int8":
         return {**common, "int8": options.int8, **training}
     if stage == "baseline":
-        return {**common, "model": options.model, **training}
+        return {**common, "model": options.model, **_content("model", options.model_digest), **training}
     if stage in ("light", "distilled"):
-        return {**common, "light": options.light, **training}
+        return {**common, "light": options.light, **_content("light", options.light_digest), **training}
     if options.sparse_epochs:
         common["sparse epochs"] = options.sparse_epochs
     if not options.has_targets:
@@ -331,6 +331,11 @@ def _training_of(stage: str, options: Options) -> dict[str, Any]:
     if stage == SPARSE:  # what comes after it closes the geometry
         return given
     return {"close_geometry": closing_epochs(options.epochs[stage]), **given}
+
+
+def _content(name: str, digest: str | None) -> dict[str, str]:
+    """What a file of the user's holds, which can change under the same name."""
+    return {} if digest is None else {f"content of {name}": digest}
 
 
 def _trained(checkpoint: str, run: str, note: str = "") -> Result:

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ from typing import Any
 from fastyolo import _files
 
 FILE = "state.json"
-LOCK = ".lock"
 
-_DIGESTS = ("data", "weights")  # arguments whose values say nothing to a reader
+_DIGESTS = ("content of light", "content of model", "data", "weights")  # arguments whose values say nothing to a reader
 
 Result = dict[str, Any]
 
@@ -44,6 +41,11 @@ class Record:
         """Whether the work is done, and what it wrote is still there."""
         return self.result is not None and all((folder / file).exists() for file in self.result["files"])
 
+    def is_whole_below(self, folder: Path, name: str) -> bool:
+        """Whether nothing is missing of what it wrote below that name."""
+        files = self.result["files"] if self.result else []
+        return all((folder / file).exists() for file in files if file.startswith(f"{name}/"))
+
 
 class State:
     """The records of a run.
@@ -66,7 +68,7 @@ class State:
                 self._records = {name: Record(**record) for name, record in kept.items()}
             except (ValueError, TypeError, AttributeError) as error:
                 raise self._foreign() from error
-        elif folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
+        elif _files.holds_files(folder):
             raise self._foreign()
 
     def _foreign(self) -> ValueError:
@@ -74,27 +76,6 @@ class State:
             f"save_dir must be new, empty or the folder of a run of fastyolo compress, and {self.folder} holds "
             f"something else; choose another folder."
         )
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder, which is made if there is none.
-
-        Raises:
-            ValueError: another process is at work in it.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"save_dir must be a folder in which no other fastyolo compress is at work, and one is in "
-                    f"{self.folder}; wait for its end or choose another folder."
-                ) from error
-            try:
-                yield
-            finally:
-                fcntl.flock(file, fcntl.LOCK_UN)  # which processes that were forked meanwhile would go on holding
 
     def relative(self, path: Path) -> str:
         """A path in the folder of the run relative to it; another one as it is."""
@@ -133,7 +114,8 @@ class State:
     ) -> Record:
         """The record of a piece of work, which is done unless it was done before from the same inputs.
 
-        What was begun with these inputs goes on in the folder of that name; what was made from others is deleted there.
+        What was begun with these inputs goes on in the folder of that name, also where only files outside of it are
+        gone; what was made from others is deleted there.
 
         Args:
             work: returns the result.
@@ -145,10 +127,11 @@ class State:
         if record and same and record.holds(self.folder):
             return record
         before(record is not None and record.result is not None)
-        if not (record and same and record.result is None):
+        if not (record and same and record.is_whole_below(self.folder, name)):
             record = wanted
             if (place := self.folder / name).exists():
                 shutil.rmtree(place)
+        record.result = None
         self._records[name] = record
         self._write()
         start, outer, self._nested = time.monotonic(), self._nested, 0.0

@@ -71,7 +71,7 @@ def prune(
         multiple: what channels are rounded to, in each group of grouped convolutions: a multiple of 8. ONNX Runtime
             computes in blocks of 16 on CPUs with AVX-512, tensor cores in blocks of 8 (float16) and 16 (INT8).
         imgsz: side of the input in pixels that FLOPs and latency are of, and that is trained with.
-        threads: of ONNX Runtime for `latency`; `None`: one for each core.
+        threads: of ONNX Runtime, for `latency` alone; `None`: one for each core.
         steps: of removing and training, with the same share removed in each.
         epochs: of the training after each step; `None`: 30.
         sparsity: the setting `sparsity` of a training before the first step; 0: none.
@@ -121,9 +121,15 @@ def prune(
     _arguments.integer("sparsity_epochs", sparsity_epochs, 1)
     _arguments.number("sparsity", sparsity, 0.0, 1.0)
     _arguments.boolean("distill", distill)
-    for name, given_value, without in (("steps", steps, 1), ("sparsity", sparsity, 0), ("epochs", epochs, None)):
-        if data is None and given_value != without:
-            raise ValueError(f"data must be given to train with, which {name}={given_value:g} asks for.")
+    if threads is not None:
+        _arguments.integer("threads", threads, 1)
+        if latency is None:
+            raise ValueError(f"threads is for latency, got {kind}; leave it out.")
+    asked = {"steps": steps != 1, "sparsity": sparsity > 0, "epochs": epochs is not None, "distill=False": not distill}
+    asked |= {"training": bool(training), "folder": folder is not None}
+    if data is None and any(asked.values()):
+        names = ", ".join(name for name, given_one in asked.items() if given_one)
+        raise ValueError(f"data must be given to train with, got none with {names}.")
     if data is not None and not isinstance(weights, str | Path):
         raise TypeError(f"weights must be the path of a checkpoint to train with data, got {type(weights).__name__}.")
     if taken := sorted(TAKEN & set(training or {})):

@@ -24,13 +24,14 @@ from fastyolo.compress.pruning.report import Costs, Layer, Report
 from fastyolo.integrations.ultralytics import pruning as ultralytics
 from fastyolo.integrations.ultralytics import runs
 from fastyolo.integrations.ultralytics.export import load, origin
-from fastyolo.integrations.ultralytics.facts import cost
+from fastyolo.integrations.ultralytics.facts import check_sizes, cost
 from fastyolo.train import Trainer
 from fastyolo.train.settings import closing_epochs
 
 # In the folder of a run: what it was asked for; in the folder of each step, the network to train.
 STATE = "prune.json"
 PRUNED = "pruned.pt"
+_CONTENT = "content of weights"
 
 
 class UnreachableTargetError(ValueError):
@@ -59,7 +60,10 @@ class Options:
 
     def state(self, weights: Path) -> dict[str, Any]:
         """As JSON holds it."""
-        document: dict[str, Any] = json.loads(json.dumps({"weights": str(weights.resolve()), **asdict(self)}))
+        source = {"weights": str(weights.resolve()), _CONTENT: _files.digest(weights)}
+        arguments = asdict(self)
+        target = {**dict.fromkeys(("ratio", "flops", "latency")), arguments.pop("kind"): arguments.pop("value")}
+        document: dict[str, Any] = json.loads(json.dumps({**source, **target, **arguments}))
         return document
 
 
@@ -83,6 +87,7 @@ def run(
         raise ValueError(f"path must be another file than the weights, got {str(target)!r}.")
     if options.data is not None:
         _check_training(model, options)
+    check_sizes(model, [options.imgsz])
     past = "after a training" if sparse else "without a training"
     say(f"Channels are ranked by {options.importance}, {options.ranking}, {past} with sparsity")
     aim = _Aim(model, options, threads, say)
@@ -93,7 +98,10 @@ def run(
         steps: list[dict[str, float]] = [{"flops": aim.flops(network)}]
     else:
         place = target.with_suffix("") if folder is None else Path(folder)
-        best, steps = _train_in_steps(aim, source, place)
+        if not (place / STATE).exists() and _files.holds_files(place):
+            raise ValueError(f"folder must be new, empty or that of the same run, and {place} holds something else.")
+        with _files.locked(place, "folder"):
+            best, steps = _train_in_steps(aim, source, place)
         network = ultralytics.prunable(load(best))
         with _files.replacing(target) as temporary:
             shutil.copyfile(best, temporary)
@@ -125,7 +133,7 @@ def _train_in_steps(aim: _Aim, source: Path, folder: Path) -> tuple[Path, list[d
     """The last checkpoint and the FLOPs and accuracy of each step. What is there of an interrupted run is not repeated.
 
     Raises:
-        ValueError: the folder holds a run with other arguments, or something else.
+        ValueError: the folder holds a run with other arguments or of other weights.
     """
     options, say = aim.options, aim.say
     _claim(folder, options.state(source))
@@ -171,16 +179,16 @@ def train(weights: Path, folder: Path, arguments: dict[str, Any]) -> dict[str, f
 def _claim(folder: Path, state: dict[str, Any]) -> None:
     """Note in a folder which run it is of; of other arguments, only if nothing has been trained with these."""
     note = folder / STATE
-    if not note.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"folder must be new, empty or that of the same run, and {folder} holds something else.")
-    else:
+    if note.exists():
         kept = json.loads(note.read_text(encoding="utf-8"))
-        changed = [name for name in state if state[name] != kept.get(name)]
+        changed = [name for name in state if name in kept and state[name] != kept[name]]
         if changed and any(folder.rglob("weights/*.pt")):
+            values = ", ".join(
+                name if name == _CONTENT else f"{name} ({kept[name]}, not {state[name]})" for name in changed
+            )
             raise ValueError(
-                f"folder must be that of a run with the same arguments, and {folder} has other values of "
-                f"{', '.join(changed)}; choose another folder or repeat these."
+                f"folder (--save-dir) must be that of a run with the same arguments, and {folder} has other values of "
+                f"{values}; choose another folder or repeat these."
             )
         if changed:
             for pruned in folder.glob(f"*/{PRUNED}"):

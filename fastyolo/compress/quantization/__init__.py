@@ -30,6 +30,9 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 
 MIN_IMAGES = 8
 
+# Arguments of a training that follow from those of `quantize`.
+TAKEN = {"data", "exist_ok", "imgsz", "model", "name", "project", "resume", "save_dir"}
+
 Progress = Callable[[int, int], None]
 
 
@@ -135,7 +138,7 @@ def _trained(
 
     keep_float = found.note.keep_float
     wanted = qat.quantization(found.source.graph, found.plan, found.scales, keep_float)
-    given = {"imgsz": max(found.source.imgsz), **training}
+    given = {**training, "imgsz": max(found.source.imgsz)}
     best = quantization.train(export.load(weights), data, wanted, folder, given)
     source = ptq.load(best, imgsz=found.source.imgsz, **form)
     plan = qdq.plan(source.graph, keep_float=keep_float)
@@ -201,6 +204,8 @@ def _check_training(method: Method, weights: Any, data: Any, save_dir: Any, trai
         raise ValueError(f"weights must be a checkpoint (.pt) for method 'qat', got {str(weights)!r}.")
     if not isinstance(data, str | Path) or Path(data).suffix.lower() not in (".yaml", ".yml"):
         raise ValueError(f"data must be the YAML file of a data set for method 'qat', got {str(data)!r}.")
+    if taken := sorted(TAKEN & set(training or {})):
+        raise ValueError(f"training must not hold {', '.join(taken)}, which other arguments of quantize tell.")
 
 
 def _require_packages(method: Method) -> None:

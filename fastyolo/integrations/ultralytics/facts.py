@@ -84,7 +84,7 @@ def cost(network: BaseModel, imgsz: int) -> dict[str, Any]:
     Returns:
         `imgsz`; the fields of `Cost` of the whole; and those of each of PARTS that it has, in `parts`.
     """
-    stride = max(int(network.stride.max()), 32)
+    stride = int(network.stride.max())
     imgsz = ceil(imgsz / stride) * stride
     parts = {name: Cost() for name in PARTS}
     for name, layer in zip(layer_parts(network), layer_costs(network, imgsz), strict=True):

@@ -88,8 +88,15 @@ def train(model: YOLO, data: str | Path, quantization: Quantization, folder: Pat
 
     Raises:
         ValueError: the model comes from no training, the folder is that of something else, or an argument is not as
-            `Trainer` takes it.
+            `Trainer` takes it; or another process is at work in the folder.
     """
+    if not (folder / START).exists() and _files.holds_files(folder):
+        raise ValueError(f"save_dir must be a new or an empty folder, and {folder} holds files; name another.")
+    with _files.locked(folder, "save_dir"):
+        return _train(model, data, quantization, folder, given)
+
+
+def _train(model: YOLO, data: str | Path, quantization: Quantization, folder: Path, given: Mapping[str, Any]) -> Path:
     start, last, best = folder / START, folder / "weights" / "last.pt", folder / "weights" / "best.pt"
     if start.exists():
         if quantization_of(load_checkpoint(start)[0]) != quantization:
@@ -97,8 +104,6 @@ def train(model: YOLO, data: str | Path, quantization: Quantization, folder: Pat
                 f"save_dir must be new or the folder of the same training, and the one in {folder} is of other "
                 f"weights, ranges or layers; name another."
             )
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"save_dir must be a new or an empty folder, and {folder} holds files; name another.")
     else:
         _write_checkpoint(model, quantization, start)
     if not last.exists():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import guess_model_task, load_checkpoint, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG_DICT
-from ultralytics.utils.checks import check_model_file_from_stem
+from ultralytics.utils.checks import check_file, check_model_file_from_stem
 from ultralytics.utils.patches import torch_load
 
 from fastyolo.train import settings
@@ -21,6 +22,7 @@ from fastyolo.train import settings
 __all__ = [
     "NAMES",
     "RESUMABLE",
+    "check_data",
     "check_model",
     "check_names",
     "check_resumable",
@@ -65,8 +67,17 @@ def check_names(names: Iterable[str]) -> None:
 
 # What ultralytics does not look at, and trains with all the same.
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "batch": (
+        "at least 1 image, -1, or a share of the GPU's memory below 1",
+        lambda value: isinstance(value, int | float) and (value == -1 or 0 < value < 1 or 1 <= value == int(value)),
+    ),
     "cache": ("true, false, ram or disk", lambda value: str(value).lower() in ("true", "false", "ram", "disk")),
     "close_mosaic": ("0 or more", lambda value: value >= 0),
+    "freeze": (
+        "a number of layers or a list of them",
+        lambda value: isinstance(value, list) or (isinstance(value, int) and value >= 0),
+    ),
+    "imgsz": ("a side of at least 32 pixels", lambda value: isinstance(value, int) and value >= 32),
     "fraction": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "time": ("above 0 hours", lambda value: value > 0),
     "warmup_epochs": ("0 or more", lambda value: value >= 0),
@@ -85,6 +96,9 @@ def check_values(arguments: Mapping[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         clauses = re.split(r"(?<!i\.e)\. ", str(error).rstrip("."))
         raise ValueError("; ".join(clause[0].lower() + clause[1:] for clause in clauses) + ".") from error
+    for name, value in theirs.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}.")
     for name, (expected, holds) in _RANGES.items():
         if (value := theirs.get(name)) is not None and not holds(value):
             raise ValueError(f"{name} must be {expected}, got {value!r}.")
@@ -96,6 +110,19 @@ def check_values(arguments: Mapping[str, Any]) -> None:
             f"freeze_backbone needs a trained backbone, and {arguments['model']!r} starts from nothing; pass a "
             f"checkpoint as model or pretrained, or set freeze_backbone=false."
         )
+
+
+def check_data(file: str) -> None:
+    """Refuse a data set that is not there, before a run has a folder.
+
+    Args:
+        file: YAML file of a data set, or the name of one of ultralytics' own, or an address to download from.
+
+    Raises:
+        FileNotFoundError: in one sentence.
+    """
+    if "://" not in file and not check_file(file, hard=False):
+        raise FileNotFoundError(f"The data set {file!r} does not exist; pass the YAML file of a data set as data.")
 
 
 def check_model(file: str) -> None:

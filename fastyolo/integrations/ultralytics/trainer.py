@@ -30,7 +30,16 @@ from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.models.yolo.detect import val as detection_validation
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE, IterableSimpleNamespace, autobatch, torch_utils
+from ultralytics.utils import (
+    DEFAULT_CFG,
+    LOGGER,
+    RANK,
+    WORLD_SIZE,
+    YAML,
+    IterableSimpleNamespace,
+    autobatch,
+    torch_utils,
+)
 from ultralytics.utils.torch_utils import TORCH_2_13, autocast, init_seeds, strip_optimizer, unwrap_model
 
 from fastyolo import _files
@@ -54,7 +63,7 @@ _NO_CHANGE = frozenset({"data", "mode", "model", "pretrained", "resume"})
 _FREEZABLE = 0.5
 
 # Settings of DetectionLoss, which cannot take the place of an end-to-end model's criterion.
-_LOSS_REPORT, _RECOVERIES = "loss_report.json", "recoveries.json"
+_ARGUMENTS, _LOSS_REPORT, _RECOVERIES = "args.yaml", "loss_report.json", "recoveries.json"
 _CRITERION = ("tal_topk", "tal_alpha", "tal_beta", "tal_radius", "cls_loss", "label_smoothing", "class_weights")
 
 # The attribute of a network that was trained for INT8.
@@ -114,7 +123,10 @@ class Trainer(DetectionTrainer):
         folder = SharedFolder() if WORLD_SIZE > 1 and not arguments.get("save_dir") else None
         if folder and RANK > 0:
             arguments["save_dir"] = folder.wait()
+        self._begun_with: str | None = None
         super().__init__(cfg, arguments, _callbacks)
+        if self._begun_with and RANK in {-1, 0}:
+            YAML.save(self.save_dir / _ARGUMENTS, {**vars(self.args), "model": self._begun_with})
         if folder and RANK == 0:
             folder.announce(self.save_dir)
         if RANK in {-1, 0} and not self.args.resume:  # as ultralytics does with results.csv
@@ -154,6 +166,8 @@ class Trainer(DetectionTrainer):
         folder = Path(self.args.model).absolute().parent
         if not overrides.get("save_dir") and folder.name == "weights":
             self.args.save_dir = str(folder.parent)
+            if (file := folder.parent / _ARGUMENTS).exists():  # in which ultralytics puts the checkpoint for the model
+                self._begun_with = YAML.load(file).get("model")
 
     def _refuse_changes(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
@@ -521,7 +535,7 @@ def _check_folder(arguments: Mapping[str, Any]) -> None:
     if not folder or arguments.get("exist_ok") or arguments.get("resume"):
         return
     # A run that fails before it has begun leaves args.yaml and the empty folder weights.
-    if any(path.name not in {"args.yaml", "weights"} for path in Path(folder).rglob("*")):
+    if any(path.name not in {_ARGUMENTS, "weights"} for path in Path(folder).rglob("*")):
         raise ValueError(
             f"save_dir must be a new or an empty folder, and {folder} holds files; choose another, or pass "
             "exist_ok=true to write among them."
