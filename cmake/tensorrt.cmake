@@ -74,4 +74,12 @@ if(TENSORRT_INCLUDE_DIR AND NOT FASTYOLO_WITH_PLUGINS AND NOT FASTYOLO_WITH_CUDA
   message(WARNING
     "TENSORRT_INCLUDE_DIR is set, but the TensorRT plugins are left out: they need the CUDA kernels, so put nvcc on PATH.")
 endif()
-message(STATUS "fastyolo: TensorRT plugins ${FASTYOLO_WITH_PLUGINS} ${FASTYOLO_TENSORRT_VERSION}")
+set(plugins_told "${FASTYOLO_TENSORRT_VERSION}")
+if(NOT FASTYOLO_WITH_PLUGINS AND plugins_choice STREQUAL "auto")
+  if(FASTYOLO_WITH_CUDA)
+    set(plugins_told "(TensorRT's headers were not found: set TENSORRT_INCLUDE_DIR)")
+  else()
+    set(plugins_told "(without the CUDA kernels)")
+  endif()
+endif()
+message(STATUS "fastyolo: TensorRT plugins ${FASTYOLO_WITH_PLUGINS} ${plugins_told}")

@@ -11,7 +11,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ PROGRAMS = {
     "cmake": "builds the C++ library, which takes minutes",
     "ffmpeg": "need not be installed",
     "pip": "installs; the extras that it names are tested",
+    "tests/gpu.sh": "needs a GPU",
     "trtexec": "needs a GPU",
 }
 
@@ -95,11 +96,16 @@ def commands(block: Block) -> Iterator[Command]:
             if word != "&&":
                 words.append(word)
             elif words:
-                yield Command(block.file, tuple(words))
+                yield Command(block.file, tuple(dropwhile(is_variable, words)))
                 words = []
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+def is_variable(word: str) -> bool:
+    """Whether it sets a variable for the program behind it."""
+    return re.match(r"[A-Z_]+=", word) is not None
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 COMMANDS = [command for block in BLOCKS if block.language == "bash" for command in commands(block)]
@@ -127,7 +133,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.model.task = "detect"
     for name in ("best.pt", "yolov8n.pt", "yolov8s-pcb.pt"):
         model.save(folder / name)
-    checkpoint = folder / "runs" / "pcb" / "weights" / "last.pt"
+    checkpoint = folder / "runs" / "taught" / "weights" / "last.pt"
     checkpoint.parent.mkdir(parents=True)
     shutil.copy(folder / "best.pt", checkpoint)
     fastyolo.export.export(folder / "best.pt", imgsz=SIZE)

@@ -478,3 +478,10 @@ def test_sums_that_the_graph_lacks_are_refused(network):
         ValueError, match=r"A layer adds more maps in training than when it is exported; name its block"
     ):
         network(torch.rand(1, 3, SIZE, SIZE))
+
+
+def test_arguments_that_others_tell_are_refused(folder):
+    with pytest.raises(
+        ValueError, match=r"training must not hold imgsz, model, which other arguments of quantize tell"
+    ):
+        quantize(folder / "float.pt", folder / "shapes.yaml", method="qat", training={"model": "x.pt", "imgsz": 128})
