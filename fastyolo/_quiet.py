@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Silence where ultralytics' log would bury the lines of ours."""
+"""Silence where the logs of others would bury the lines of ours."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from contextlib import contextmanager
 @contextmanager
 def quiet() -> Iterator[None]:
     """Only ultralytics' warnings and errors are logged."""
-    logger = logging.getLogger("ultralytics")
+    with silent_logger("ultralytics", logging.WARNING):
+        yield
+
+
+@contextmanager
+def silent_logger(name: str, least: int = logging.ERROR) -> Iterator[None]:
+    """Only what is of that level and above is logged."""
+    logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(least)
     try:
         yield
     finally:

@@ -383,7 +383,7 @@ def test_other_data_are_refused_in_the_folder_of_a_run(copied: Run, tmp_path: Pa
         ({"runtime": "tensorrt"}, "runtime must be one of onnxruntime, openvino"),
         ({"formats": ["coreml"]}, "formats must be of tensorrt-onnx"),
         ({"light": None}, "a model without a scale"),
-        ({"training": {"imgsz": 32}}, "training must not hold imgsz"),
+        ({"training": {"imgsz": 32}}, "training (--set) must not hold imgsz"),
         ({"training": {"epoch": 1}}, "the nearest is 'epochs'"),
         ({"model": "yolov8n.pt"}, "pass a model's YAML file to begin with random weights"),
     ],

@@ -482,6 +482,6 @@ def test_sums_that_the_graph_lacks_are_refused(network):
 
 def test_arguments_that_others_tell_are_refused(folder):
     with pytest.raises(
-        ValueError, match=r"training must not hold imgsz, model, which other arguments of quantize tell"
+        ValueError, match=r"training \(--set\) must not hold imgsz, model, which other arguments of quantize tell"
     ):
         quantize(folder / "float.pt", folder / "shapes.yaml", method="qat", training={"model": "x.pt", "imgsz": 128})

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -25,7 +27,6 @@ from fastyolo.cli.verify import verify
 app = typer.Typer(
     cls=OneSentence,
     name="fastyolo",
-    help="Light models, fast post-processing and fused operators for YOLOv8-class detectors.",
     epilog="Example: fastyolo predict --weights yolov8n.pt --source street.jpg",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,5 +57,21 @@ app.command(epilog="Example: fastyolo profile training --weights yolov8s-fast.ya
 )
 app.command(epilog="Example: fastyolo doctor --data pcb.yaml --imgsz 640 --save-dir worst --json doctor.json")(doctor)
 app.add_typer(bench_app, name="bench")
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        print(version("fastyolo"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Light models, fast post-processing and fused operators for YOLOv8-class detectors."""
+
 
 main: Callable[[], None] = app

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fastyolo._quiet import silent_logger
 from fastyolo.nn import DWSPPF, standard
 
-with warnings.catch_warnings():
+with warnings.catch_warnings(), silent_logger("torch.utils.cpp_extension"):  # that has a word on nvcc without a GPU
     warnings.simplefilter("ignore", FutureWarning)  # modelopt compiles a function with torch.jit.script
     from modelopt.torch.opt.dynamic import DynamicModule
     from modelopt.torch.quantization.config import QuantizerAttributeConfig

@@ -215,7 +215,7 @@ def _check_training(training: Mapping[str, Any]) -> None:
     from fastyolo.integrations.ultralytics import runs
 
     if taken := sorted(TAKEN & set(training)):
-        raise ValueError(f"training must not hold {', '.join(taken)}, which compress decides on; leave it out.")
+        raise ValueError(f"training (--set) must not hold {', '.join(taken)}, which compress decides on; leave it out.")
     runs.check_names(training)
     runs.check_values(training)
 

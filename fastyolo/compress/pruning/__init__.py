@@ -133,7 +133,7 @@ def prune(
     if data is not None and not isinstance(weights, str | Path):
         raise TypeError(f"weights must be the path of a checkpoint to train with data, got {type(weights).__name__}.")
     if taken := sorted(TAKEN & set(training or {})):
-        raise ValueError(f"training must not hold {', '.join(taken)}, which other arguments of prune tell.")
+        raise ValueError(f"training (--set) must not hold {', '.join(taken)}, which other arguments of prune tell.")
     _arguments.path("path", path)
     _arguments.path("folder", folder)
     if path is not None and Path(path).suffix != ".pt":

@@ -205,7 +205,7 @@ def _check_training(method: Method, weights: Any, data: Any, save_dir: Any, trai
     if not isinstance(data, str | Path) or Path(data).suffix.lower() not in (".yaml", ".yml"):
         raise ValueError(f"data must be the YAML file of a data set for method 'qat', got {str(data)!r}.")
     if taken := sorted(TAKEN & set(training or {})):
-        raise ValueError(f"training must not hold {', '.join(taken)}, which other arguments of quantize tell.")
+        raise ValueError(f"training (--set) must not hold {', '.join(taken)}, which other arguments of quantize tell.")
 
 
 def _require_packages(method: Method) -> None:
