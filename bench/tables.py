@@ -16,6 +16,7 @@ from typing import Any
 
 import picture
 
+from fastyolo._files import replacing
 from fastyolo.bench import model_table
 from fastyolo.compress.pipeline.summary import RUNTIMES
 
@@ -43,7 +44,8 @@ def main() -> None:
         print("\n".join(map(render, reports)), end="")
         return
     for page, text in pages(reports).items():
-        page.write_text(text, encoding="utf-8")
+        with replacing(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def pages(reports: list[dict[str, Any]]) -> dict[Path, str]:

@@ -51,9 +51,12 @@ def choices(name: str, value: Any, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be of {', '.join(known)}, got {', '.join(map(repr, unknown))}.")
 
 
+def optional_path(name: str, value: Any) -> None:
+    if value is not None:
+        path(name, value)
+
+
 def path(name: str, value: Any) -> None:
-    if value is None:
-        return
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a path, got {value!r}.")
     if not os.fspath(value):  # which would be the working directory

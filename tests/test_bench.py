@@ -497,6 +497,18 @@ def test_a_shift_that_rounds_explains_only_when_asked():
     assert (plain.rounded_pairs, plain.unexplained) == (0, 1)
 
 
+def test_pages_are_replaced_and_not_written_in_place(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    tables = runpy.run_path(str(SCRIPTS / "tables.py"))
+    page, reader = tmp_path / "README.md", tmp_path / "reader"
+    page.write_text("old")
+    reader.hardlink_to(page)
+    monkeypatch.setitem(tables["main"].__globals__, "pages", lambda reports: {page: "new"})
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--write"])
+    tables["main"]()
+    assert (page.read_text(), reader.read_text()) == ("new", "old")
+
+
 def test_pages_hold_what_the_result_files_say(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     tables = runpy.run_path(str(SCRIPTS / "tables.py"))

@@ -237,6 +237,22 @@ def test_a_product_of_matrices_tells_what_the_machine_did_to_models():
     assert [row.verdict for row in compare([rows(20, 30)], [rows(48, 48)]).rows] == ["slower", "slower"]
 
 
+@pytest.mark.parametrize(
+    ("environment", "fault"),
+    [
+        ({name: value for name, value in ENVIRONMENT.items() if name != "cpu"}, "without 'cpu'"),
+        ({**ENVIRONMENT, "cpu": {"model": "Z80"}}, "without 'cores'"),
+        ({**ENVIRONMENT, "versions": None}, "of other types"),
+        ("a laptop", "of other types"),
+    ],
+)
+def test_an_environment_that_is_not_whole(environment, fault):
+    found = {**model_document(20), "environment": environment, "file": "old.json"}
+    message = f"after must be a whole result of 'bench model', got one with an environment {fault} in old.json."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        compare([model_document(20)], [found])
+
+
 def test_command(tmp_path):
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(app, ["bench", "compare", *arguments], env={"COLUMNS": "200"})

@@ -230,6 +230,92 @@ def test_an_interrupt_leaves_the_batches_until_then(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("part", ["load", "first call", "later call", "memory"])
+def test_a_candidate_that_fails_leaves_the_others(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: str
+) -> None:
+    pytest.importorskip("openvino")
+    load = runtimes.load
+    calls = iter(range(100))
+
+    def loaded(name: str, *arguments: Any, **settings: Any) -> Any:
+        if name != "openvino":
+            return load(name, *arguments, **settings)
+        if part == "load":
+            raise MemoryError("no room")
+
+        def detect(images: Any) -> None:
+            if part != "memory" and next(calls) >= (3 if part == "later call" else 0):
+                raise MemoryError("no room")
+
+        return detect
+
+    def peak(name: str, *_: Any, **__: Any) -> float:
+        if name == "openvino":
+            raise MemoryError("no room")
+        return 12.5
+
+    monkeypatch.setattr(runtimes, "load", loaded)
+    if part == "memory":
+        monkeypatch.setattr(bench, "peak_mb", peak)
+    arguments = ["--runtime", "onnxruntime", "openvino", "--threads", "1", "2", "--json", "out.json"]
+    done = run("--model", str(exported), *arguments)
+    assert done.exit_code == 1, done.output
+    sentences = [
+        f"fixed.onnx in OpenVINO at 64, batch 1, {threads} is left out: MemoryError: no room."
+        for threads in ("1 thread", "2 threads")
+    ]
+    assert done.stderr.splitlines() == [f"fastyolo: {sentence}" for sentence in sentences]
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["left_out"] == sentences
+    for row in report["results"]:
+        assert set(row["latency"]) == set(row["images_per_s"]) == set(row["peak_mb"]) == {"onnxruntime"}
+    assert done.stdout.count("ONNX Runtime") == len(report["results"]) == 2
+    nothing = run("--model", str(exported), "--runtime", "openvino", "--threads", "1", "--json", "nothing.json")
+    assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (1, "", f"fastyolo: {sentences[0]}\n")
+    assert not (tmp_path / "nothing.json").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_candidate_whose_accuracy_fails_leaves_the_others(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def accuracy(self: bench.Labelled, candidate: bench.Candidate, on_progress: Any) -> dict[str, Any]:
+        if candidate.batch == 1 and candidate.model == "b.onnx":
+            raise ValueError("labels\nare missing.")
+        return {"mAP50": 0.5, "mAP50-95": 0.25}
+
+    monkeypatch.setattr(bench.Labelled, "accuracy", accuracy)
+    files = [exported, exported.with_name("b.onnx")]
+    candidates = [bench.Candidate(file.name, "onnxruntime", exported, 64, 1) for file in files]
+    settings = {"threads": [1], "photographs": bench.sample_photographs(), "device": "cpu"}
+    labelled, failures = bench.Labelled("x.yaml", "cpu"), []
+    settings |= {"labelled": labelled, "on_progress": lambda *_: None, "on_failure": failures.append}
+    (row,) = bench.measure(candidates, **settings)
+    assert (row["model"], row["accuracy"]) == ("fixed.onnx", {"onnxruntime": {"mAP50": 0.5, "mAP50-95": 0.25}})
+    assert failures == ["b.onnx in ONNX Runtime at 64 is left out: ValueError: labels are missing."]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_all_candidates_need_keeps_the_rows_until_then(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    latencies = bench._latencies
+
+    def fail_with_two_threads(candidates: Any, threads: int, *arguments: Any) -> Any:
+        if threads == 2:
+            raise RuntimeError("the machine is tired.")
+        return latencies(candidates, threads, *arguments)
+
+    monkeypatch.setattr(bench, "_latencies", fail_with_two_threads)
+    arguments = ["--runtime", "onnxruntime", "--threads", "1", "2", "--json", "out.json"]
+    done = run("--model", str(exported), *arguments)
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "fastyolo: The rest is left out: RuntimeError: the machine is tired.\n",
+    )
+    assert [row["threads"] for row in json.loads((tmp_path / "out.json").read_text())["results"]] == [1]
+
+
+@pytest.mark.usefixtures("quick")
 def test_exported_files_are_measured_as_they_are(weights: str, exported: Path, tmp_path: Path) -> None:
     from fastyolo.export import export
     from fastyolo.runtime import Detector
@@ -321,7 +407,8 @@ def test_files_of_one_name_are_called_by_their_paths() -> None:
         (2, ["64"], "unexpected extra argument"),
         (2, ["--imgsz", "64", "many"], "not a valid int|valid integer"),
         (2, ["--imgsz", "64", "--plot", "x.png"], "need --data"),
-        (2, ["--imgsz", "64", "--plot", "x.txt", "--data", "d.yaml"], "must end in .pdf, .png, .svg, got 'x.txt'"),
+        (2, ["--imgsz", "64", "--plot", "x.txt", "--data", "d.yaml"], "ends in .pdf, .png, .svg, got 'x.txt'"),
+        (1, ["--plot", "x.PNG", "--data", "absent.yaml", "--runtime", "pytorch"], "absent.yaml"),
         (1, ["--imgsz", "64", "--data", "absent.yaml", "--runtime", "pytorch"], "absent.yaml"),
         (1, ["--model", "tiny.pt"], "model must be an .onnx or .engine file, or the folder of an OpenVINO or NCNN"),
         (2, ["--model", "absent.onnx"], "absent.onnx"),

@@ -92,6 +92,10 @@ def test_help(command):
     assert ("--json" in text) != (command == "export")
 
 
+def test_version():
+    assert succeed("--version") == f"{fastyolo.__version__}\n"
+
+
 def test_help_lists_every_command():
     assert "Usage:" in succeed("bench", "--help")
     listed = succeed("--help")
@@ -128,6 +132,12 @@ def test_help_imports_nothing_heavy():
         (("val",), "Missing option '--data'"),
         (("bench", "ops", "--op", "sort"), "Invalid value for '--op': 'sort' is not one of 'decode_nms', "),
         (("bench", "model", "--device", "banana"), "expected cpu, cuda or cuda:N, got 'banana'"),
+        (("predict", "--device", "mps"), "Invalid value for '--device': expected cpu, cuda or cuda:N, got 'mps'"),
+        (("predict", "--device", "-1"), "expected cpu, cuda or cuda:N, got '-1'"),
+        (("val", "--data", "x.yaml", "--device", "foo"), "expected cpu, cuda or cuda:N, got 'foo'"),
+        (("profile", "--device", "0,1"), "expected cpu, cuda or cuda:N, got '0,1'"),
+        (("doctor", "--device", "xpu"), "expected cpu, cuda or cuda:N, got 'xpu'"),
+        (("predict", "--engine", "openvino"), "for exported models, and 'yolov8n.pt' is a checkpoint; leave it out"),
         (("bench", "ops", "--json", "-"), "Invalid value for '--json': expected the name of a file or folder, got '-'"),
         (
             ("bench", "model", "--json", "x", "--markdown", "./x"),
@@ -145,6 +155,7 @@ def test_wrong_usage_is_status_2(arguments, message):
     ("arguments", "message"),
     [
         (("predict", "--device", "cuda"), "torch sees no CUDA device, got 'cuda'"),
+        (("predict", "--device", "0"), "torch sees no CUDA device, got 'cuda:0'"),
         (("predict", "--half"), "float16 needs a GPU, and torch sees none"),
         (("bench", "ops", "--device", "cuda"), "torch sees no CUDA device"),
     ],
@@ -253,6 +264,9 @@ def test_predict_classes(weights):
     text, document = predict(weights, "--source", BUS, "--conf", "1")
     assert document["images"][0]["detections"] == []
     assert "bus.jpg 810x1080: nothing" in text
+    last = len(YOLO(weights).names) - 1
+    sentence = fail(2, "predict", "--weights", weights, "--source", BUS, "--classes", "0", "--classes", str(last + 1))
+    assert f"--classes: {weights!r} has the classes 0 to {last}, got {last + 1}" in sentence
 
 
 def test_predict_folder_and_glob(weights):
@@ -344,8 +358,47 @@ def test_val(weights, dataset, rect):
     assert stock["metrics"] == pytest.approx(document["metrics"], abs=1e-6)
 
 
+def test_val_tells_of_other_classes(weights, dataset):
+    arguments = ("val", "--weights", weights, "--data", dataset, "--imgsz", "64", "--device", "cpu")
+    assert run(*arguments).stderr == ""
+    document = yaml.safe_load(Path(dataset).read_text())
+    Path(dataset).write_text(yaml.safe_dump({**document, "names": document["names"][::-1]}))
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr) == (
+        0,
+        f"fastyolo: The 2 classes of {weights} are not the 2 of {dataset}, in name or order; labels are compared by "
+        "their numbers alone. fastyolo doctor tells the differences.\n",
+    )
+
+
 def test_val_without_its_data_set(weights):
     assert "nowhere.yaml" in fail(1, "val", "--weights", weights, "--data", "nowhere.yaml")
+
+
+def test_val_refuses_before_it_validates_what_it_cannot_do(weights, dataset, monkeypatch):
+    for package in ("onnx", "onnxslim", "onnxruntime"):
+        pytest.importorskip(package)
+    monkeypatch.setattr(ultralytics.engine.model.Model, "val", lambda *_, **__: pytest.fail("validated all the same"))
+    model = Path(weights).with_name("yolov8n.yaml")
+    sentence = fail(2, "val", "--weights", str(model), "--data", dataset, "--history", "h.jsonl")
+    assert f"--history: a result is known by the content of its weights, and '{model}' has none" in sentence
+    for outputs in ("maps", "detections"):
+        fastyolo.export.export(weights, outputs=outputs, imgsz=64, path=f"{outputs}.ONNX")
+        sentence = fail(1, "val", "--weights", f"{outputs}.ONNX", "--data", dataset)
+        assert "weights (--weights) must be a checkpoint or exported with --outputs boxes, got" in sentence
+        assert f"'fastyolo bench model --model {outputs}.ONNX --data {dataset}'" in sentence
+    assert not Path("h.jsonl").exists()
+
+
+# ---- verify
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_verify_takes_a_suffix_in_capitals(weights, engine):
+    for package in ("onnx", "onnxslim", engine):
+        pytest.importorskip(package)
+    fastyolo.export.export(weights, imgsz=64, path="MODEL.ONNX")
+    assert "MODEL.ONNX" in succeed("verify", "--weights", weights, "--model", "MODEL.ONNX", "--engine", engine)
 
 
 # ---- info

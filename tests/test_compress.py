@@ -383,6 +383,7 @@ def test_other_data_are_refused_in_the_folder_of_a_run(copied: Run, tmp_path: Pa
         ({"runtime": "tensorrt"}, "runtime must be one of onnxruntime, openvino"),
         ({"formats": ["coreml"]}, "formats must be of tensorrt-onnx"),
         ({"light": None}, "a model without a scale"),
+        ({"model": None}, "model must be a path, got None"),
         ({"training": {"imgsz": 32}}, "training (--set) must not hold imgsz"),
         ({"training": {"epoch": 1}}, "the nearest is 'epochs'"),
         ({"model": "yolov8n.pt"}, "pass a model's YAML file to begin with random weights"),
@@ -392,7 +393,7 @@ def test_arguments_are_refused_before_anything_is_made(
     finished: tuple[Run, summary.Summary], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     run = Run(finished[0].root, tmp_path / "run")
-    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+    with pytest.raises((TypeError, ValueError, FileNotFoundError), match=re.escape(message)):
         run.run(**changes)
     assert not run.folder.exists()
 

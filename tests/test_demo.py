@@ -74,11 +74,12 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_folder_is_not_touched(tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["mine.txt", "data.yaml"])
+def test_another_folder_is_not_touched(name, tmp_path):
+    (tmp_path / name).write_text("train: mine")
     with pytest.raises(FileExistsError, match="holds something else"):
         shapes.write(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "train: mine")]
 
 
 def drawn(seed: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

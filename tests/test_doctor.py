@@ -221,6 +221,13 @@ def test_a_planted_fault_is_found_by_its_name(name, root):
     assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
 
 
+def test_objects_are_counted_once(root):
+    describe_as(val="images/train", names=["nut", "nut"])(root)
+    objects = examined(root).facts["objects"]
+    assert sum(objects["shorter_side"].values()) == 2 * TRAIN  # though both splits have them
+    assert objects["by_class"]["train"] == {"nut": 2 * TRAIN}  # of both classes of this name
+
+
 def test_a_file_of_both_splits_is_leaked(root):
     partly_shared(root)
     report = examined(root)
@@ -312,7 +319,22 @@ def test_command_writes_json_and_pictures(root, tmp_path):
     assert red > 20
     PLANTS["grey and colour mixed"](root)
     labels(root).write_text("0 0.5 0.5 0.2 0.2\n")
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    result = CliRunner().invoke(app, [*arguments, "--save-dir", str(tmp_path / "none")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "no finding has a picture"
+    assert not (tmp_path / "none").exists()
+
+
+def test_images_that_opencv_cannot_read_are_left_out_of_the_pictures(root, tmp_path):
+    file = image(root).rename(image(root).with_suffix(".tiff"))
+    Image.fromarray(np.asarray(scene(1).convert("L"), np.float32)).save(file)
+    for index in range(2):
+        labels(root, index).write_text("0 0.5 0.5 0.2 0\n0 0.5 0.5 1 1\n")  # two findings about the image
+    with pytest.warns(match="A picture is left out") as warned:
+        files = pictures.save(examined(root), tmp_path / "worst")
+    assert [Path(picture).name for picture in files] == ["1-01.jpg", "1-01.jpg"]
+    (warning,) = warned
+    assert f"{file} is damaged or not an image that OpenCV can decode" in str(warning.message)
 
 
 def test_pictures_of_large_images_are_small(root, tmp_path):
@@ -330,6 +352,31 @@ def test_other_files_are_refused_in_one_sentence(content, tmp_path):
     (tmp_path / "data.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"data \(--data\) must be the YAML file of a detection data set.*\.$"):
         describe(tmp_path / "data.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"names": {0: "nut", "bolt": "bolt"}}, "whose names have whole numbers for keys, got 'bolt'"),
+        ({"names": {0: "nut", None: "bolt"}}, "whose names have whole numbers for keys, got None"),
+        ({"names": None, "nc": "three"}, "whose nc is a whole number, got 'three'"),
+        ({"names": None, "nc": 2.5}, "whose nc is a whole number, got 2.5"),
+        ({"train": 5}, "whose train is a path or a list of paths, got 5"),
+        ({"train": [None]}, "whose train is a path or a list of paths, got [None]"),
+        ({"val": {"images": 3}}, "whose val is a path or a list of paths, got {'images': 3}"),
+        ({"path": 5}, "whose path is the path of a folder, got 5"),
+    ],
+)
+def test_values_that_a_yaml_file_cannot_have_are_named(changes, words, root):
+    describe_as(**changes)(root)
+    with pytest.raises(ValueError, match=r"^data \(--data\) must be the YAML file of a detection data set") as caught:
+        describe(root / "data.yaml")
+    assert str(caught.value).endswith(f", {words}.")
+
+
+def test_names_may_be_keyed_by_numbers_as_text(root):
+    describe_as(names={"0": "nut", "1": "bolt"})(root)  # as ultralytics takes them
+    assert examined(root).findings == []
 
 
 EPOCHS = 40
@@ -460,6 +507,26 @@ def test_command_examines_a_run(tmp_path):
     (finding,) = json.loads((tmp_path / "report.json").read_text())["findings"]
     assert finding["count"] == 20
     assert "amp=bf16" in finding["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--imgsz", "320", "--min-objects", "5", "--max-det", "3"], "--imgsz, --max-det, --min-objects is for --data"),
+        (["--save-dir", "worst"], "--save-dir is for --data"),
+        (["--device", "cpu"], "--device is for --weights with --data"),
+        (["--collect", "hard"], "--collect is for --weights with --data"),
+        (["--conf", "0"], "--conf is for --weights with --data or --deployed"),
+        (["--iou", "0.5"], "--iou is for --weights with --data or --deployed"),
+        (["--collect-limit", "3"], "--collect-limit is for --collect"),
+    ],
+)
+def test_options_that_nothing_would_use_are_refused(options, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["doctor", "--run", str(write_run(tmp_path / "run")), *options]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert f"{words}; add that, or leave it out" in result.stderr
 
 
 def test_command_needs_something_to_examine(tmp_path):

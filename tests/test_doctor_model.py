@@ -25,7 +25,8 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import YAML
 
 from fastyolo.cli import app
-from fastyolo.diagnose.doctor import dataset, hard_cases
+from fastyolo.diagnose import IncomparableError
+from fastyolo.diagnose.doctor import dataset, deployment, hard_cases
 from fastyolo.diagnose.doctor.findings import Finding, Report
 from fastyolo.diagnose.doctor.outcomes import Detections, Kind, outcomes
 from fastyolo.diagnose.doctor.samples import Settings
@@ -200,6 +201,11 @@ def test_labels_without_area_are_not_shifted(root):
     found = names(examined(root, model))
     assert "box without area" in found
     assert "shifted labels" not in found
+
+
+def test_a_model_that_finds_points_says_nothing_of_labels(healthy):
+    model = Scripted(healthy, lambda split, found: [(*row[:4], 0, 0) for row in found])
+    assert names(examined(healthy, model)) == {"objects are not found"}
 
 
 # ---- models
@@ -424,6 +430,15 @@ def test_an_exported_model_is_no_checkpoint(tmp_path):
         ExaminedModel(YOLO(tmp_path / "model.onnx", task="detect"), 64)
 
 
+def test_sizes_that_the_network_does_not_take_are_refused(checkpoint, healthy):
+    with pytest.raises(ValueError, match=r"^imgsz must be multiples of the model's largest stride, 32, got 100\.$"):
+        ExaminedModel(YOLO(checkpoint()), 100)
+    arguments = ["doctor", "--weights", str(checkpoint()), "--data", str(healthy / "data.yaml"), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--deployed", __file__, "--imgsz", "100"])
+    assert result.exit_code == 1
+    assert "imgsz must be multiples" in result.stderr  # and nothing was compared
+
+
 def test_weights_that_are_not_finite_are_named(checkpoint):
     def spoil(network: Any) -> None:
         network.model[4].cv1.conv.weight.data[0, 0] = torch.nan
@@ -459,6 +474,19 @@ def test_wrong_normalisation_in_deployment_is_found(checkpoint, root, tmp_path):
     (finding,) = json.loads((tmp_path / "report.json").read_text())["findings"]
     assert finding["name"] == "deployment: normalisation"
     assert "are multiplied by 4.444" in finding["remedy"]
+
+
+def test_deployment_is_compared_at_the_thresholds_asked_for(checkpoint, monkeypatch):
+    asked: dict[str, Any] = {}
+
+    def record(*_: Any, **settings: Any) -> None:
+        asked.update(settings)
+        raise IncomparableError
+
+    monkeypatch.setattr(deployment, "verify", record)
+    arguments = ["doctor", "--weights", str(checkpoint()), "--deployed", __file__, "--conf", "0", "--iou", "0.4"]
+    CliRunner().invoke(app, arguments)
+    assert (asked["conf"], asked["iou"]) == (0, 0.4)
 
 
 def test_command_needs_what_belongs_together(checkpoint, root, tmp_path):

@@ -746,6 +746,40 @@ def test_command_line_prints_the_trtexec_command_even_without_tensorrt(models, t
     assert (tmp_path / "best-tensorrt.onnx").is_file()
 
 
+def test_command_line_checks_an_engine_before_the_work(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(converting, "deployed", lambda _: pytest.fail("exported all the same"))
+    weights = tmp_path / "best.pt"
+    models("yolov8n").save(weights)
+    (tmp_path / "best.engine").mkdir()
+    for arguments, message in [
+        (["--workspace", "99999"], "workspace must be in [0, 1024], got 99999"),
+        ([], f"path '{tmp_path / 'best.engine'}' cannot be written (it is a folder)"),
+    ]:
+        result = CliRunner().invoke(app, ["export", "--weights", str(weights), "--format", "engine", *arguments])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert message in result.stderr
+
+
+def test_command_line_builds_an_engine(models, tmp_path, monkeypatch):
+    weights, built = tmp_path / "best.pt", tmp_path / "BUILT.ENGINE"
+    models("yolov8n").save(weights)
+
+    def build(file: Path, path: Path, **settings: Any) -> None:
+        assert file.is_file()
+        assert (settings["half"], settings["workspace"]) == (True, 2.0)
+        path.write_bytes(b"engine")
+
+    monkeypatch.setattr(tensorrt, "build_engine", build)
+    arguments = ["--format", "engine", "--imgsz", "64", "--half", "--workspace", "2", "--output", str(built)]
+    result = CliRunner().invoke(app, ["export", "--weights", str(weights), *arguments])
+    assert result.exit_code == 0, result.output
+    onnx_line, command, engine_line = result.stdout.splitlines()
+    assert onnx_line.startswith(f"{tmp_path / 'BUILT-tensorrt.onnx'}, ")
+    assert f"--saveEngine={built}" in command
+    assert "--memPoolSize=workspace:2048" in command
+    assert engine_line.startswith(f"{built}, ")
+
+
 @pytest.mark.parametrize("built", [False, True])
 def test_without_tensorrt_the_command_is_that_of_10_12(models, tmp_path, monkeypatch, built):
     path = export(models("yolov8n"), "tensorrt-onnx", imgsz=SIZE, half=True, path=tmp_path / "a.onnx")

@@ -28,6 +28,14 @@ def test_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("letter", ["a", "\U0001f600"])
+def test_names_may_be_as_long_as_the_file_system_takes(tmp_path: Path, letter: str) -> None:
+    path = tmp_path / (letter * (255 // len(letter.encode())))
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")

@@ -388,6 +388,15 @@ def test_an_openvino_folder(weights, photo):
         Detector(folder, engine="openvino")
 
 
+@pytest.mark.parametrize("content", [b"names: [", b"\xff\xfe"])
+def test_damaged_metadata_beside_openvinos_model(maps, tmp_path, content):
+    openvino = pytest.importorskip("openvino")
+    openvino.save_model(openvino.Core().read_model(maps), tmp_path / "model.xml")
+    (tmp_path / "metadata.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"has a metadata.yaml that is damaged; export it again"):
+        Detector(tmp_path, engine="openvino")
+
+
 def test_an_interrupt_after_openvino(maps):
     """OpenVINO leaves no stack for signal handlers that has been freed."""
     pytest.importorskip("openvino")
@@ -470,6 +479,8 @@ def test_sources_that_are_not_there(maps, folder):
         ("", ValueError, "source must be a path, got an empty one"),
         ([folder / "a.jpg", 0], TypeError, r"source\[1\] must be a path, got int"),
         ([""], ValueError, r"source\[0\] must be a path, got an empty one"),
+        ([folder / "a.jpg", "dir://x"], ValueError, r"source\[1\] must be a file, .* camera or stream 'dir://x'; pass"),
+        (["0"], ValueError, r"source\[0\] must be a file, folder or glob, got the camera or stream '0'; pass that"),
     ]:
         with pytest.raises(error, match=message):
             det.stream(source)
@@ -622,6 +633,7 @@ def test_networks_that_are_not_what_the_metadata_says(tmp_path, photo):
         ({"agnostic_nms": 1}, TypeError, "agnostic_nms must be True or False, got 1."),
         ({"threads": 0}, ValueError, "threads must be at least 1, got 0."),
         ({"imgsz": "64"}, TypeError, "imgsz must be an integer, got '64'."),
+        ({"engine": ["openvino"]}, ValueError, "engine must be one of onnxruntime, openvino, got ['openvino']."),
         ({"engine": "tflite"}, ValueError, "engine must be one of onnxruntime, openvino, got 'tflite'."),
     ],
 )
@@ -816,6 +828,37 @@ def test_an_interrupt_keeps_the_results_until_then(weights, maps, tmp_path, monk
     assert result.stderr == "fastyolo: Interrupted; the results are those of the images until then.\n"
     assert result.stdout.startswith("a.jpg 810x1080: ")
     assert [Path(row["path"]).name for row in json.loads(document.read_text())["images"]] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.usefixtures("quiet_opencv")
+@pytest.mark.parametrize("exported", [True, False])
+def test_an_error_keeps_the_results_until_then(weights, maps, tmp_path, monkeypatch, exported):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(PHOTOS[0].read_bytes())
+    document_of = sys.modules["fastyolo.cli.predict"]._document
+
+    def fail(path: str, *parts: Any) -> Any:
+        if path.endswith("b.jpg"):
+            raise OSError("The disk is full.")
+        return document_of(path, *parts)
+
+    monkeypatch.setattr(sys.modules["fastyolo.cli.predict"], "_document", fail)
+    document = tmp_path / "out.json"
+    arguments = ("--source", tmp_path, "--save-dir", tmp_path / "saved", "--json", document, "--imgsz", SIZE)
+    result = predict("--weights", maps if exported else weights, *arguments)
+    assert (result.exit_code, result.stderr) == (1, "fastyolo: The disk is full.\n")
+    assert result.stdout.startswith("a.jpg 810x1080: ")
+    assert [Path(row["path"]).name for row in json.loads(document.read_text())["images"]] == ["a.jpg"]
+
+
+def test_predict_with_an_engine(maps, weights, folder, tmp_path):
+    pytest.importorskip("openvino")
+    code = "import sys; sys.modules['onnxruntime'] = None; from fastyolo.cli import app; app(sys.argv[1:])"
+    arguments = ("--source", folder / "a.jpg", "--save-dir", tmp_path / "saved", "--engine", "openvino")
+    command = [sys.executable, "-c", code, "predict", "--weights", maps, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("a.jpg 90x120: ")
 
 
 @pytest.mark.parametrize("exported", [True, False])

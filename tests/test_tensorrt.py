@@ -111,6 +111,11 @@ def test_an_engine_with_metadata_and_a_timing_cache(builder, onnx, tmp_path):
     assert cache.read_bytes() == b"measured+"
 
 
+def test_trtexec_gets_all_digits_of_the_workspace(onnx):
+    command = tensorrt.trtexec_command(onnx(), "model.engine", version="10.12", workspace=1000.5)
+    assert "--memPoolSize=workspace:1024512" in command.split()
+
+
 @pytest.mark.parametrize("why", ["mismatch", "damaged"])
 def test_a_timing_cache_of_another_machine_is_refused_before_the_build(builder, onnx, tmp_path, monkeypatch, why):
     if why == "mismatch":

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,13 @@ from onnx import ModelProto, helper, numpy_helper
 from typer.testing import CliRunner
 from ultralytics import YOLO
 
+from fastyolo import _C
 from fastyolo.cli import app
 from fastyolo.compress import quantize
 from fastyolo.diagnose import IncomparableError, Report, culprits, parity, verify
 from fastyolo.diagnose.graph import Graph
 from fastyolo.diagnose.matching import describe, match, neighbours
+from fastyolo.diagnose.predictions import predictions
 from fastyolo.export import export
 from fastyolo.runtime import Detector
 from fastyolo.runtime.metadata import KEY, Nms
@@ -744,6 +747,26 @@ def test_boxes_that_no_anchor_predicts_are_never_close():
     assert match(ours, theirs, theirs, NMS, margin=1e-3).unexplained == 2
 
 
+@pytest.mark.parametrize("sizes", [((228, 228), (114, 114), (57, 57)), ((300, 250),)])
+def test_maps_of_any_number_of_anchors_are_decoded(sizes):
+    """The first of more in all, the second of more in a level, than decode_nms returns detections."""
+    draw = np.random.default_rng(0)
+    box_maps, cls_maps = (
+        [draw.normal(size=(1, channels, *size)).astype(np.float32) for size in sizes] for channels in (8, 2)
+    )
+    metadata = SimpleNamespace(outputs="maps", strides=STRIDES[: len(sizes)])
+    found = predictions(metadata, dict(enumerate((*box_maps, *cls_maps))))
+    cells = [np.indices(size)[::-1].reshape(2, -1) + 0.5 for size in sizes]
+    strides = np.repeat(metadata.strides, [height * width for height, width in sizes]).astype(np.float32)
+    boxes, scores = (np.concatenate([x.reshape(*x.shape[:2], -1) for x in maps], 2) for maps in (box_maps, cls_maps))
+    expected = _C.dfl_decode(boxes, np.concatenate(cells, 1).astype(np.float32), strides)[0].T
+    order = np.argsort(found.anchors)
+    np.testing.assert_array_equal(found.anchors[order], np.arange(len(expected)))
+    np.testing.assert_allclose(found.boxes[order], expected, atol=1e-3)
+    np.testing.assert_array_equal(found.labels[order], scores[0].argmax(0))
+    np.testing.assert_allclose(found.scores[order], 1 / (1 + np.exp(-scores[0].max(0))), rtol=1e-5)
+
+
 # ---- the command
 
 
@@ -809,6 +832,14 @@ def test_a_graph_that_fails_to_run(weights, exported, images, tmp_path):
     result = command("--weights", weights, "--model", "model.onnx", "--source", images)
     assert result.exit_code == 2
     assert "model.onnx cannot be run" in result.stderr
+
+
+def test_the_suffix_may_have_capitals(weights, exported, images, tmp_path):
+    shutil.copy(exported(weights, "maps"), tmp_path / "S.ONNX")
+    result = command("--weights", weights, "--model", "S.ONNX", "--source", images, "--json", "a.json")
+    assert result.exit_code == 0, result.output
+    stages = {stage["name"]: stage["verdict"] for stage in json.loads(Path("a.json").read_text())["stages"]}
+    assert stages["layers"] == "agrees"
 
 
 def test_a_missing_package(weights, exported, images, monkeypatch):

@@ -183,6 +183,14 @@ def _check(before: Sequence[Document], after: Sequence[Document]) -> None:
                     f"{name} must be a whole result of 'bench {document['kind']}', got one without {lacking[0]}"
                     f"{_of(document)}."
                 )
+            try:
+                _facts(document)
+            except (AttributeError, KeyError, TypeError) as error:
+                fault = f"without {error}" if isinstance(error, KeyError) else "of other types"
+                raise ValueError(
+                    f"{name} must be a whole result of 'bench {document['kind']}', got one with an environment "
+                    f"{fault}{_of(document)}."
+                ) from error
     first = before[0]
     for name, documents in (("before", before), ("after", after)):
         for document in documents:

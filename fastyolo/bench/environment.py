@@ -107,5 +107,6 @@ def commit() -> str | None:
         return None
 
 
-# When this is loaded: a measurement takes minutes, in which the files may change that it does not read again.
+# When this is loaded, though git takes 0.1 s in a checkout: the code that measures is read then, and in the minutes or
+# hours that it runs its files may change. Later, the commit could be that of other code.
 _COMMIT = commit()

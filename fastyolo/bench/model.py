@@ -40,7 +40,6 @@ MIN_ROUNDS = 20
 PHOTOGRAPHS = 8
 _PRODUCT = "matrix product"
 _LEAST_RANGE = 0.05  # of mAP in a plot
-PICTURES = (".pdf", ".png", ".svg")
 SCHEMA = 2
 
 OnProgress = Callable[[str, float], None]
@@ -64,6 +63,9 @@ class Candidate:
     file: Path
     imgsz: int
     batch: int
+
+    def __str__(self) -> str:
+        return f"{self.model} in {LABELS[self.runtime]} at {self.imgsz}"
 
     def load(self, threads: int, device: str) -> runtimes.Detect:
         return runtimes.load(
@@ -219,6 +221,7 @@ def measure(
     labelled: Labelled | None,
     device: str,
     on_progress: OnProgress,
+    on_failure: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
     """A result for each model, size, batch and number of threads, with what was measured in each runtime.
 
@@ -233,14 +236,13 @@ def measure(
         labelled: data set to measure the accuracy on, if any.
         device: of PyTorch.
         on_progress: called before and during each step.
+        on_failure: called with a sentence about a candidate in which something fails, and which is left out: with a
+            batch and number of threads, or altogether if that is its accuracy.
     """
-    accuracies: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for candidate in candidates if labelled else ():
-        key = (candidate.model, candidate.imgsz, candidate.runtime)
-        if labelled and key not in accuracies:
-            what = f"accuracy of {candidate.model} in {LABELS[candidate.runtime]} at {candidate.imgsz}"
-            on_progress(what, 0.0)
-            accuracies[key] = labelled.accuracy(candidate, lambda share, what=what: on_progress(what, share))  # type: ignore[misc]
+    accuracies: dict[str, dict[str, Any]] = {}
+    if labelled:
+        accuracies = _accuracies(candidates, labelled, on_progress, on_failure)
+        candidates = [candidate for candidate in candidates if str(candidate) in accuracies]
     files = list(photographs) or (labelled.images if labelled else [])
     images = _read(files)
     for batch in dict.fromkeys(candidate.batch for candidate in candidates):
@@ -251,6 +253,21 @@ def measure(
             on_progress(f"memory, batch {batch}, {threads_text(count)}", 0.0)
             rows: dict[tuple[str, int], dict[str, Any]] = {}
             for candidate, time in zip(group, times, strict=True):
+                try:
+                    if isinstance(time, Exception):
+                        raise time
+                    memory = peak_mb(
+                        candidate.runtime,
+                        candidate.file,
+                        imgsz=candidate.imgsz,
+                        batch=batch,
+                        threads=count,
+                        device=device,
+                        photograph=files[0],
+                    )
+                except Exception as error:  # of any runtime, or of a machine whose memory is used up
+                    on_failure(_sentence(f"{candidate}, batch {batch}, {threads_text(count)}", error))
+                    continue
                 row = rows.setdefault(
                     (candidate.model, candidate.imgsz),
                     {
@@ -265,22 +282,43 @@ def measure(
                 name = candidate.runtime
                 row["latency"][name] = time
                 row["images_per_s"][name] = round(batch * 1e3 / time["median_ms"], 2)
-                row["peak_mb"][name] = round(
-                    peak_mb(
-                        name,
-                        candidate.file,
-                        imgsz=candidate.imgsz,
-                        batch=batch,
-                        threads=count,
-                        device=device,
-                        photograph=files[0],
-                    ),
-                    1,
-                )
+                row["peak_mb"][name] = round(memory, 1)
                 row["file_mb"][name] = round(runtimes.num_bytes(candidate.file) / 1e6, 3)
-                if found := accuracies.get((candidate.model, candidate.imgsz, name)):
+                if found := accuracies.get(str(candidate)):
                     row["accuracy"][name] = found
             yield from rows.values()
+
+
+def _accuracies(
+    candidates: Sequence[Candidate], labelled: Labelled, on_progress: OnProgress, on_failure: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """By the candidate's text, which says neither batch nor threads.
+
+    Raises:
+        Exception: that of the first one, if all of them fail.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    failed: dict[str, Exception] = {}
+    for candidate in candidates:
+        name = str(candidate)
+        if name in found or name in failed:
+            continue
+        what = f"accuracy of {name}"
+        on_progress(what, 0.0)
+        try:
+            found[name] = labelled.accuracy(candidate, lambda share, what=what: on_progress(what, share))  # type: ignore[misc]
+        except Exception as error:  # of any runtime
+            failed[name] = error
+    if not found:
+        raise next(iter(failed.values()))
+    for name, reason in failed.items():
+        on_failure(_sentence(name, reason))
+    return found
+
+
+def _sentence(what: str, error: Exception) -> str:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return f"{what} is left out: {type(error).__name__}: {reason}."
 
 
 def _read(files: Sequence[str]) -> list[npt.NDArray[Any]]:
@@ -292,21 +330,48 @@ def _read(files: Sequence[str]) -> list[npt.NDArray[Any]]:
 
 def _latencies(
     candidates: Sequence[Candidate], threads: int, images: Sequence[npt.NDArray[Any]], device: str
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """Percentiles and the medians of consecutive parts, in milliseconds per call, of each candidate, and on a CPU of
-    the product of matrices beside them; in turns."""
+) -> tuple[list[dict[str, Any] | Exception], dict[str, Any] | None]:
+    """Percentiles and the medians of consecutive parts, in milliseconds per call, of each candidate, or what failed in
+    it, and on a CPU those of the product of matrices beside them; in turns."""
     contenders: dict[str, Contender] = {}
+    failed: dict[str, Exception] = {}
     for index, candidate in enumerate(candidates):
-        detect = candidate.load(threads, device)
-        contenders[str(index)] = CpuContender([_call(detect, batch) for batch in _batches(images, candidate.batch)])
+        try:
+            detect = candidate.load(threads, device)
+        except Exception as error:  # of any runtime
+            failed[str(index)] = error
+            continue
+        calls = [_call(detect, batch) for batch in _batches(images, candidate.batch)]
+        contenders[str(index)] = _Guarded(calls, functools.partial(failed.setdefault, str(index)))
+    if not contenders:
+        return [*failed.values()], None
     seconds = SECONDS * len(contenders)
     if device == "cpu":
         torch.set_num_threads(threads)
         contenders[_PRODUCT] = matrix_product(torch.device(device))
     samples = take_turns(contenders, seconds=seconds, min_rounds=MIN_ROUNDS)
-    times = {name: _percentiles(np.array(values) * 1e3) for name, values in samples.items()}
+    times = {name: _percentiles(np.array(values) * 1e3) for name, values in samples.items() if name not in failed}
     product = times.pop(_PRODUCT, None)
-    return [*times.values()], product
+    found: dict[str, dict[str, Any] | Exception] = {**times, **failed}
+    return [found[str(index)] for index in range(len(candidates))], product
+
+
+class _Guarded(CpuContender):
+    """Tells of the first call that fails instead of raising, and makes no more: the others go on without it."""
+
+    def __init__(self, calls: Sequence[Call], on_failure: Callable[[Exception], object]) -> None:
+        super().__init__(calls)
+        self._on_failure = on_failure
+        self._failed = False
+
+    def sample(self) -> float:
+        if not self._failed:
+            try:
+                return super().sample()
+            except Exception as error:  # of any runtime
+                self._failed = True
+                self._on_failure(error)
+        return 0.0
 
 
 def _batches(images: Sequence[npt.NDArray[Any]], batch: int) -> list[list[npt.NDArray[Any]]]:
@@ -376,7 +441,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
         _plot_recall(axes[0, 1], document, recalls)
     figure.suptitle(f"{document['weights']} on {document['data']}, {document['images']} images")
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format=path.suffix[1:])
+        figure.savefig(temporary, dpi=120, format=path.suffix[1:].lower())
     pyplot.close(figure)
 
 

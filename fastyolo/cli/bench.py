@@ -24,7 +24,7 @@ from fastyolo.cli.common import (
     DeviceName,
     Json,
     Terminal,
-    check_device_name,
+    check_device,
     load_detector,
     progress_bar,
     report,
@@ -32,6 +32,7 @@ from fastyolo.cli.common import (
     terminable,
     writable,
 )
+from fastyolo.cli.sensitivity import picture
 
 bench_app = typer.Typer(help="Measure this machine.", rich_markup_mode="rich")
 
@@ -290,26 +291,23 @@ def model(
     plot: Annotated[
         Path | None,
         typer.Option(
-            "--plot", metavar="FILE", dir_okay=False, callback=writable, help="Draw speed against accuracy here."
+            "--plot", metavar="FILE", dir_okay=False, callback=picture, help="Draw speed against accuracy here."
         ),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Measure a detector in each runtime: latency, throughput, memory, size of the file, and accuracy.
 
-    Options in which several values make sense take several: every combination is measured.
+    Options in which several values make sense take several: every combination is measured. One that fails is named and
+    left out, and the exit status is 1.
     """
     with reporting(debug):
         if plot and data is None:
             raise typer.BadParameter("It draws accuracies, which need --data.", param_hint="--plot")
-        check_device_name(device)
+        check_device(device)
         from fastyolo.bench import model as bench
         from fastyolo.bench import model_table, runtimes
 
-        if plot and plot.suffix not in bench.PICTURES:
-            raise typer.BadParameter(
-                f"It must end in {', '.join(bench.PICTURES)}, got {plot.name!r}.", param_hint="--plot"
-            )
         sizes, batches = sorted({*(imgsz or ())}), sorted({*(batch or [1])})
         counts = sorted({*(threads or [runtimes.cores()])})
         files = list(dict.fromkeys(models or ()))
@@ -348,6 +346,7 @@ def model(
             if not {candidate.runtime for candidate in candidates} & {runtimes.PYTORCH, "tensorrt"}:
                 device = "cpu"  # where the others run in any case
             labelled = bench.Labelled(data, device) if data else None
+            failures: list[str] = []
             measured = bench.measure(
                 candidates,
                 threads=counts,
@@ -355,12 +354,23 @@ def model(
                 labelled=labelled,
                 device=device,
                 on_progress=advance,
+                on_failure=failures.append,
             )
             rows: list[dict[str, Any]] = []
-            interrupted = _until_interrupted(measured, rows)
+            interrupted = False
+            try:
+                interrupted = _until_interrupted(measured, rows)
+            except Exception as error:  # of what all candidates need
+                if not rows:
+                    raise
+                failures.append(f"The rest is left out: {type(error).__name__}: {error}")
+        if not rows:
+            for failure in failures:
+                report(failure)
+            raise typer.Exit(1)
         names = list(dict.fromkeys(candidate.model for candidate in candidates))
         images = len(labelled.images) if labelled else None
-        document = bench.report(names, data, images, device, counts, left_out, rows)
+        document = bench.report(names, data, images, device, counts, [*left_out, *failures], rows)
         headers, lines = model_table.table(document)
         table = Table(
             *headers,
@@ -387,9 +397,13 @@ def model(
         if plot:
             bench.plot(document, plot)
         console.print(table)
+        for failure in failures:
+            report(failure)
         if interrupted:
             report("Interrupted; the results are those of the batches and numbers of threads until then.")
             raise typer.Exit(130)
+        if failures:
+            raise typer.Exit(1)
 
 
 @bench_app.command(epilog="Example: fastyolo bench compare before.json after.json --threshold 0.03")

@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click, which newer typers carry inside
+
+
+class Engine(str, Enum):
+    """What runs an .onnx file."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
 
 
 class OneSentence(TyperGroup):
@@ -66,6 +74,13 @@ def writable(context: typer.Context, option: typer.CallbackParam, path: Path | N
     return path
 
 
+def device_name(device: str | None) -> str | None:
+    """For options: refuse what is neither the CPU nor one CUDA device; a number, as ultralytics takes it, is one."""
+    if device is not None and not re.fullmatch(r"cpu|cuda|(cuda:)?\d+", device, re.ASCII):
+        raise typer.BadParameter(f"expected cpu, cuda or cuda:N, got {device!r}.")
+    return f"cuda:{device}" if device and device[0].isdecimal() else device
+
+
 def image_size(text: str) -> tuple[int, int]:
     """Height and width of a side, or of both."""
     match = re.fullmatch(r"([1-9]\d*)(?:[x,]([1-9]\d*))?", text)
@@ -83,7 +98,10 @@ Iou = Annotated[float, typer.Option("--iou", min=0.0, max=1.0, help="IoU above w
 MaxDet = Annotated[int, typer.Option("--max-det", min=1, help="Detections per image, at most.")]
 Agnostic = Annotated[bool, typer.Option("--agnostic-nms", help="Let boxes suppress boxes of other classes.")]
 ImageSize = Annotated[int, typer.Option("--imgsz", min=32, help="Longer side of the network's input, in pixels.")]
-DeviceName = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1; a GPU if any.")]
+DeviceName = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", callback=device_name, help="cpu, cuda, cuda:1; a GPU if any."),
+]
 Half = Annotated[bool, typer.Option("--half", help="Run the network in float16 (on a GPU).")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per run of the network.")]
 Stock = Annotated[bool, typer.Option("--stock", help="Use ultralytics' own post-processing, to compare.")]
@@ -199,13 +217,6 @@ def load(weights: str, how: str = "with --weights FILE") -> Any:
         ) from error
     ultralytics.LOGGER.setLevel("WARNING")
     return model
-
-
-def check_device_name(device: str | None) -> None:
-    """Refuse what is neither the CPU nor one CUDA device."""
-    if device is not None and not re.fullmatch(r"cpu|cuda|(cuda:)?\d+", device):
-        raise typer.BadParameter(f"expected cpu, cuda or cuda:N, got {device!r}.", param_hint="--device")
-    check_device(device)
 
 
 def check_device(device: Any) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,19 +15,16 @@ from rich.table import Table
 
 from fastyolo._files import write_json
 from fastyolo.cli.common import (
-    Conf,
     Debug,
     DeviceName,
-    Iou,
     Json,
-    MaxDet,
     Terminal,
     load_detector,
     progress_bar,
     reporting,
     writable,
 )
-from fastyolo.diagnose.doctor.findings import Report
+from fastyolo.diagnose.doctor.findings import Report, counted
 
 if TYPE_CHECKING:
     from fastyolo.diagnose.doctor.samples import Description, Settings
@@ -75,12 +73,26 @@ def doctor(
             show_default="the checkpoint's, else 640",
         ),
     ] = None,
-    conf: Conf = 0.25,
-    iou: Iou = 0.7,
-    max_det: MaxDet = 300,
+    conf: Annotated[
+        float | None,
+        typer.Option("--conf", min=0.0, max=1.0, help="Score that a detection must exceed.", show_default="0.25"),
+    ] = None,
+    iou: Annotated[
+        float | None,
+        typer.Option("--iou", min=0.0, max=1.0, help="IoU above which the lesser box is dropped.", show_default="0.7"),
+    ] = None,
+    max_det: Annotated[
+        int | None, typer.Option("--max-det", min=1, help="Detections per image, at most.", show_default="300")
+    ] = None,
     min_objects: Annotated[
-        int, typer.Option("--min-objects", min=1, help="A class with fewer objects in training is called rare.")
-    ] = 20,
+        int | None,
+        typer.Option(
+            "--min-objects",
+            min=1,
+            help="A class with fewer objects in training is called rare.",
+            show_default="20",
+        ),
+    ] = None,
     device: DeviceName = None,
     save_dir: Annotated[
         Path | None,
@@ -99,8 +111,14 @@ def doctor(
         ),
     ] = None,
     collect_limit: Annotated[
-        int, typer.Option("--collect-limit", min=1, help="Images that a run adds to it, the worst ones first.")
-    ] = 200,
+        int | None,
+        typer.Option(
+            "--collect-limit",
+            min=1,
+            help="Images that a run adds to it, the worst ones first.",
+            show_default="200",
+        ),
+    ] = None,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
@@ -114,7 +132,13 @@ def doctor(
     """
     console = Terminal()
     with reporting(debug):
-        _check(data, weights, deployed, run, collect)
+        _check(data, weights, deployed, run)
+        _require("--data", data, {"--imgsz": imgsz, "--max-det": max_det, "--min-objects": min_objects})
+        _require("--data", data, {"--save-dir": save_dir})  # of exported files and of runs there are no pictures
+        _require("--weights with --data", weights and data, {"--device": device, "--collect": collect})
+        _require("--weights with --data or --deployed", weights, {"--conf": conf, "--iou": iou})
+        _require("--collect", collect, {"--collect-limit": collect_limit})
+        thresholds = {"conf": 0.25 if conf is None else conf, "iou": 0.7 if iou is None else iou}
         report = Report()
         if run:
             from fastyolo.diagnose.doctor.run import examine
@@ -124,6 +148,8 @@ def doctor(
             report.add(of_run.findings)
             report.facts["run"] = of_run.facts
         description = _description(data, collect) if data else None
+        limit = max_det or 300
+        model = _model(weights, imgsz, device, iou=thresholds["iou"], max_det=limit) if weights and data else None
         if deployed:
             from fastyolo.diagnose.doctor import deployment
 
@@ -134,15 +160,15 @@ def doctor(
                     deployed,
                     [pair.image for pair in images],
                     lambda name: status.update(f"deployed model: {escape(name)}"),
+                    **thresholds,
                 )
             report.add(found.findings)
             report.facts |= found.facts
         if description:
             from fastyolo.diagnose.doctor.samples import Settings
 
-            model = _model(weights, imgsz, device, iou=iou, max_det=max_det) if weights else None
-            settings = Settings(imgsz=imgsz or 640, max_det=max_det, min_objects=min_objects, conf=conf)
-            of_data = _examine(console, description, settings, model, collect, collect_limit)
+            settings = Settings(imgsz or 640, max_det=limit, min_objects=min_objects or 20, conf=thresholds["conf"])
+            of_data = _examine(console, description, settings, model, collect, collect_limit or 200)
             report.add(of_data.findings)
             report.facts |= of_data.facts
         if json:
@@ -154,7 +180,8 @@ def doctor(
             saved = pictures.save(report, save_dir)
         _print(console, report)
         if save_dir:
-            console.print(f"{len(saved)} pictures in {escape(str(save_dir))}")
+            where = f"{counted(len(saved), 'picture')} in {save_dir}"
+            console.print(where if saved else "no finding has a picture", markup=False)
         if collect:
             collected = report.facts["collected"]
             console.print(f"{collected['new']} new images in {escape(str(collect))}, with the reasons in reasons.json")
@@ -162,9 +189,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _check(
-    data: Path | None, weights: Path | None, deployed: Path | None, run: Path | None, collect: Path | None
-) -> None:
+def _check(data: Path | None, weights: Path | None, deployed: Path | None, run: Path | None) -> None:
     if data is None and run is None and deployed is None:
         raise typer.BadParameter(
             "nothing to examine; give a data set, an exported model with --deployed, or a run with --run.",
@@ -174,8 +199,12 @@ def _check(
         raise typer.BadParameter("it is compared with a checkpoint; give that with --weights.", param_hint="--deployed")
     if weights and not (data or deployed):
         raise typer.BadParameter("it is examined on a data set; give that with --data.", param_hint="--weights")
-    if collect and not (weights and data):
-        raise typer.BadParameter("give a checkpoint with --weights and a data set with --data.", param_hint="--collect")
+
+
+def _require(what: str, given: object, others: Mapping[str, Any]) -> None:
+    """Those of the others that are given have a meaning with `what` only."""
+    if not given and (idle := [name for name, value in others.items() if value is not None]):
+        raise typer.BadParameter(f"{', '.join(idle)} is for {what}; add that, or leave it out.")
 
 
 def _model(weights: Path, imgsz: int | None, device: str | None, **settings: Any) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,21 +105,23 @@ def export(
         from fastyolo import export as exporting
         from fastyolo.integrations.ultralytics import export as ultralytics
 
-        model = ultralytics.load(weights)
         ultralytics.LOGGER.setLevel("WARNING")
-        target = exporting.target_of(model, format.value, output)
-        file = exporting.onnx_of(target) if format is Format.engine else target
-        build: dict[str, Any] = {"workspace": workspace, "timing_cache": timing_cache}
+        build: dict[str, Any] = {"half": half, "workspace": workspace, "timing_cache": timing_cache}
         console = Terminal(soft_wrap=True)
-        with console.status("export"):
-            exporting.export(
-                model,
-                Format.tensorrt_onnx.value if format is Format.engine else format.value,
+        with console.status("export") as status:
+
+            def say_onnx(file: Path, built: Path) -> None:
+                _say_written(console, file)
+                _say_command(console, file, built, build)
+                status.update("build")
+
+            target = exporting.export(
+                weights,
+                format.value,
                 outputs=outputs.value if outputs else None,
                 imgsz=size,
                 batch=batch,
                 dynamic=dynamic,
-                half=half,
                 conf=conf,
                 iou=iou,
                 max_det=max_det,
@@ -126,20 +129,20 @@ def export(
                 agnostic_nms=agnostic_nms,
                 plugins=[plugin.value for plugin in plugins or ()],
                 runtime_thresholds=runtime_thresholds,
-                path=file,
-                **({} if format is Format.engine else build),
+                path=output,
+                on_onnx=say_onnx,
+                **build,
             )
-        _say_written(console, file)
-        if format in (Format.engine, Format.tensorrt_onnx):
-            from fastyolo.export import engine
+        _say_written(console, target)
+        if format is Format.tensorrt_onnx:
+            _say_command(console, target, target.with_suffix(".engine"), build)
 
-            built = target if format is Format.engine else file.with_suffix(".engine")
-            command = engine.trtexec_command(file, built, half=half, **build)
-            console.print(f"To build an engine with TensorRT {engine.trtexec_version()}: {command}", markup=False)
-            if format is Format.engine:
-                with console.status("build"):
-                    engine.build(file, target, half=half, **build)
-                _say_written(console, target)
+
+def _say_command(console: Console, file: Path, built: Path, build: Mapping[str, Any]) -> None:
+    from fastyolo.export import engine
+
+    command = engine.trtexec_command(file, built, **build)
+    console.print(f"To build an engine with TensorRT {engine.trtexec_version()}: {command}", markup=False)
 
 
 def _say_written(console: Console, path: Path) -> None:

@@ -18,6 +18,7 @@ from fastyolo.cli.common import (
     Batch,
     Debug,
     DeviceName,
+    Engine,
     Half,
     Json,
     Stock,
@@ -96,6 +97,9 @@ def predict(
             show_default="640; of an exported model, what it says",
         ),
     ] = None,
+    engine: Annotated[
+        Engine | None, typer.Option("--engine", help="What runs an .onnx file.", show_default="onnxruntime")
+    ] = None,
     device: DeviceName = None,
     half: Half = False,
     batch: Batch = 1,
@@ -132,9 +136,18 @@ def predict(
             if source is None:
                 raise typer.BadParameter("An exported model needs an image, folder or video.", param_hint="--source")
             facts["accelerated"] = True
-            results = _of_exported(weights, source, save_dir, json, failed, settings)
+            results = _of_exported(weights, source, save_dir, json, failed, _engine(weights, engine), settings)
         else:
+            if engine:
+                raise typer.BadParameter(
+                    f"It is for exported models, and {weights!r} is a checkpoint; leave it out.", param_hint="--engine"
+                )
             model = load_detector(weights, device, half, stock)
+            if unknown := sorted({*(classes or ())} - {*model.names}):
+                raise typer.BadParameter(
+                    f"{weights!r} has the classes 0 to {max(model.names)}, got {', '.join(map(str, unknown))}.",
+                    param_hint="--classes",
+                )
             from fastyolo.integrations.ultralytics.acceleration import is_accelerated
 
             facts["accelerated"] = is_accelerated(model)
@@ -142,23 +155,23 @@ def predict(
             settings = {"imgsz": 640, **settings, "device": device, "quantize": 16 if half else None, "batch": batch}
             results = _of_checkpoint(model, source, save_dir, json, settings)
         documents: list[Document] = []
-        interrupted: KeyboardInterrupt | SystemExit | None = None
+        ended: BaseException | None = None
         try:
             with terminable():
                 _collect(results, documents)
-        except (KeyboardInterrupt, SystemExit) as error:  # of SystemExit, nobody reads stdout any more
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # of SystemExit, nobody reads stdout any more
             if not documents:
                 raise
-            interrupted = error
+            ended = error
         if json:
             write_json(json, {**facts, "images": documents, **({"failed": failed} if exported else {})})
-        if isinstance(interrupted, SystemExit):
-            raise interrupted
+        if isinstance(ended, Exception | SystemExit):
+            raise ended
         if documents:
             Terminal(soft_wrap=True).print(f"Annotated pictures are in {save_dir}", markup=False)
-        if isinstance(interrupted, Terminated):
+        if isinstance(ended, Terminated):
             raise typer.Exit(143)
-        if interrupted and not _is_camera(source):
+        if ended and not _is_camera(source):
             report("Interrupted; the results are those of the images until then.")
             raise typer.Exit(130)
         if failed:
@@ -181,6 +194,13 @@ def _is_exported(weights: str) -> bool:
             param_hint="--weights",
         )
     return False
+
+
+def _engine(weights: str, chosen: Engine | None) -> Any:
+    """As `fastyolo.runtime.Detector` takes it."""
+    if chosen:
+        return chosen.value
+    return "onnxruntime" if weights.lower().endswith(".onnx") else "openvino"
 
 
 def _is_camera(source: str | None) -> bool:
@@ -274,7 +294,13 @@ def _of_checkpoint(
 
 
 def _of_exported(
-    weights: str, source: str, save_dir: Path, json: Path | None, failed: list[Document], settings: dict[str, Any]
+    weights: str,
+    source: str,
+    save_dir: Path,
+    json: Path | None,
+    failed: list[Document],
+    engine: Any,
+    settings: dict[str, Any],
 ) -> Documents:
     # What OpenCV and FFmpeg log of a damaged file, this command says in one sentence.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
@@ -289,7 +315,6 @@ def _of_exported(
 
     if not is_camera(source):
         _check_outputs(list_files(source), save_dir, json)
-    engine: Any = "onnxruntime" if weights.lower().endswith(".onnx") else "openvino"
     detector = Detector(weights, engine=engine, **settings)
     with Pictures(save_dir) as pictures:
         for frame in detector.stream(source, on_error=fail):

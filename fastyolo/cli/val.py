@@ -28,6 +28,7 @@ from fastyolo.cli.common import (
     Weights,
     load_detector,
     progress_bar,
+    report,
     reporting,
     writable,
 )
@@ -79,7 +80,17 @@ def val(
             from fastyolo.diagnose.history import check
 
             check(history)
+        if _shows_no_boxes(weights):
+            raise ValueError(
+                f"weights (--weights) must be a checkpoint or exported with --outputs boxes, got {weights!r}, whose "
+                f"mAP 'fastyolo bench model --model {weights} --data {data}' measures."
+            )
         model = load_detector(weights, device, half, stock)
+        if history and model.ckpt_path is None:  # of a YAML file
+            raise typer.BadParameter(
+                f"a result is known by the content of its weights, and {weights!r} has none; pass a checkpoint.",
+                param_hint="--history",
+            )
         from fastyolo.integrations.ultralytics.acceleration import is_accelerated
 
         console = Terminal()
@@ -107,6 +118,12 @@ def val(
                 plots=False,
                 save_dir=scratch,  # ultralytics makes one in any case
                 verbose=False,
+            )
+        ours, theirs = ([*names.values()] for names in (metrics.names, validated[0].data["names"]))
+        if ours != theirs:
+            report(
+                f"The {len(ours)} classes of {weights} are not the {len(theirs)} of {data}, in name or order; labels "
+                f"are compared by their numbers alone. fastyolo doctor tells the differences."
             )
         accuracy = {
             "mAP50-95": metrics.box.map,
@@ -149,6 +166,17 @@ def val(
         console.print(table)
         for line in lines:
             console.print(line, markup=False)
+
+
+def _shows_no_boxes(weights: str) -> bool:
+    """Whether it is an ONNX file of fastyolo that ultralytics, which validates it, cannot read."""
+    if Path(weights).suffix.lower() != ".onnx" or not Path(weights).is_file():
+        return False
+    from fastyolo.runtime.engines import OnnxRuntime
+    from fastyolo.runtime.metadata import KEY, Metadata
+
+    properties = OnnxRuntime(Path(weights), 1).properties
+    return KEY in properties and Metadata.read(properties, weights).outputs != "boxes"
 
 
 def _keep(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fastyolo._files import write_json
-from fastyolo.cli.common import Conf, Debug, Iou, Json, Terminal, reporting
+from fastyolo.cli.common import Conf, Debug, Engine, Iou, Json, Terminal, reporting
 
 _STYLES = {"agrees": "green", "departs": "bold red", "skipped": "dim"}
-
-
-class Engine(str, Enum):
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
 
 
 def verify(

@@ -28,6 +28,9 @@ _OUTLINES = {
     ],
 }
 NAMES = tuple(_OUTLINES)
+_DESCRIPTION = "train: images/train\nval: images/val\nnames:\n" + "".join(
+    f"  {label}: {name}\n" for label, name in enumerate(NAMES)
+)
 
 _SHAPES = 6  # in an image, at most
 _RADII = (7, 24)
@@ -48,7 +51,7 @@ def write(folder: Path) -> Path:
         FileExistsError: the folder holds something else.
     """
     file = folder / "data.yaml"
-    if file.exists():
+    if file.is_file() and file.read_bytes() == _DESCRIPTION.encode():
         return file
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds something else than the generated data set; choose another folder.")
@@ -57,8 +60,7 @@ def write(folder: Path) -> Path:
         made = Path(scratch) / "made"
         for split, count in IMAGES.items():
             _write_split(made, split, count, np.random.default_rng(list(split.encode())))
-        names = "".join(f"  {label}: {name}\n" for label, name in enumerate(NAMES))
-        (made / file.name).write_text(f"train: images/train\nval: images/val\nnames:\n{names}", encoding="utf-8")
+        (made / file.name).write_text(_DESCRIPTION, encoding="utf-8")
         made.rename(folder)
     return file
 

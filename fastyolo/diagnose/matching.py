@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ _IOUS = (0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9)
 _CONFS = (0.001, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
 
 Rows: TypeAlias = npt.NDArray[np.floating[Any]]  # [n, 6]: x1, y1, x2, y2, score, class
+_Float = TypeVar("_Float", bound=np.floating[Any])
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def match(candidate: Rows, reference: Rows, pool: Rows, nms: Nms, margin: float)
 
 def _same(a: Rows, b: Rows, margin: float) -> Rows:
     """[n, m]: the IoU of detections that may be one and the same, elsewhere 0."""
-    overlap = iou(a, b)
+    overlap = box_iou(a, b)
     return np.where((a[:, None, 5] == b[None, :, 5]) & (overlap > 1 - margin), overlap, 0)
 
 
@@ -112,13 +113,13 @@ def _close(ours: Rows, theirs: Rows, common: Rows, nms: Nms, margin: float) -> i
     same_class = (
         np.ones((len(lone), len(common)), bool) if nms.class_agnostic else lone[:, None, 5] == common[None, :, 5]
     )
-    to_common = iou(lone, common)
+    to_common = box_iou(lone, common)
     near = same_class & (
         (np.abs(to_common - nms.iou_threshold) <= margin)
         | ((to_common > nms.iou_threshold) & (np.abs(lone[:, None, 4] - common[None, :, 4]) <= margin))
     )
     explained |= near.any(1)
-    to_lone = iou(lone, lone)
+    to_lone = box_iou(lone, lone)
     rivals = (side[:, None] != side[None, :]) & (to_lone > nms.iou_threshold - margin)
     tied = np.abs(lone[:, None, 4] - lone[None, :, 4]) <= margin
     explained |= (rivals & tied).any(1)
@@ -131,14 +132,14 @@ def _close(ours: Rows, theirs: Rows, common: Rows, nms: Nms, margin: float) -> i
         explained = spread
 
 
-def iou(a: Rows, b: Rows) -> Rows:
-    """a [n, 4+], b [m, 4+], xyxy -> [n, m]."""
+def box_iou(a: npt.NDArray[_Float], b: npt.NDArray[_Float]) -> npt.NDArray[_Float]:
+    """a [n, 4+], b [m, 4+], xyxy -> [n, m]; it does not matter in which unit x is, and in which y."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:4], b[None, :, 2:4])
     intersection = (high - low).clip(0).prod(2)
     areas = [(x[:, 2:4] - x[:, :2]).prod(1) for x in (a, b)]
     union = areas[0][:, None] + areas[1][None, :] - intersection
-    overlap: Rows = intersection / np.where(union > 0, union, 1)
+    overlap: npt.NDArray[_Float] = intersection / np.where(union > 0, union, 1)
     return overlap
 
 

@@ -20,8 +20,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import yaml  # type: ignore[import-untyped]
 
+from fastyolo.bench.runtimes import engine_of, runtimes_of
 from fastyolo.diagnose import culprits, layers
 from fastyolo.diagnose.culprits import Array, Difference, Finding
 from fastyolo.diagnose.graph import Graph, Precision, openvino_precision
@@ -30,7 +30,7 @@ from fastyolo.diagnose.matching import Match, describe, match, neighbours
 from fastyolo.diagnose.predictions import Outputs, Predictions, predictions
 from fastyolo.integrations.ultralytics.parity import ASSETS, Placement, Reference
 from fastyolo.runtime import Detector, Metadata
-from fastyolo.runtime.engines import ENGINES, Engine, EngineName
+from fastyolo.runtime.engines import ENGINES, EngineName
 from fastyolo.runtime.metadata import MAX_CANDIDATES, Nms
 from fastyolo.runtime.sources import VIDEOS, Item, is_camera, open_source
 
@@ -289,8 +289,8 @@ class _Comparison:
         self, weights: str, file: Path, conf: float, iou: float, engine: EngineName, detector: Detector | None
     ) -> None:
         self._weights, self._file = weights, file
-        self._engine = _engine_of(file, engine)
-        self._graph = Graph(file) if file.suffix == ".onnx" else None
+        self._graph = Graph(file) if file.suffix.lower() == ".onnx" else None
+        self._engine = engine if self._graph else engine_of(runtimes_of(file)[0])
         metadata, self._precision = self._describe()
         self._tolerance = TOLERANCES[self._precision]
         self._measure: Measure = "relative" if self._precision == "int8" else "maximum"
@@ -317,10 +317,7 @@ class _Comparison:
         if self._graph:
             return Metadata.read(self._graph.properties, str(self._file)), self._graph.precision
         build = self._engine if isinstance(self._engine, type) else ENGINES[self._engine]
-        try:
-            properties = build(self._file, 1).properties
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self._file} has a metadata.yaml that is damaged; export it again.") from error
+        properties = build(self._file, 1).properties
         metadata = Metadata.read(properties, str(self._file))
         if self._engine == "openvino":
             precision = openvino_precision(self._file)
@@ -328,7 +325,7 @@ class _Comparison:
             arguments = properties.get("args")
             bits = str(arguments.get("quantize")) if isinstance(arguments, Mapping) else ""
             # TensorRT multiplies float32 in TF32, whose significand is as short as that of float16.
-            short = bits == "16" or self._file.suffix == ".engine"
+            short = bits == "16" or self._file.suffix.lower() == ".engine"
             precision = "int8" if "8" in bits else "float16" if short else "float32"
         return metadata, precision
 
@@ -653,22 +650,6 @@ class _Comparison:
     def _find(self, finding: Finding | None) -> None:
         if finding:
             self._findings.setdefault(finding.cause, finding)
-
-
-def _engine_of(file: Path, engine: EngineName) -> EngineName | type[Engine]:
-    if file.suffix == ".onnx":
-        return engine
-    from fastyolo.integrations.ultralytics.backends import Ncnn, TensorRT
-
-    if file.suffix == ".engine":
-        return TensorRT
-    if any(file.glob("*.param")):
-        return Ncnn
-    if file.suffix == ".xml" or any(file.glob("*.xml")):
-        return "openvino"
-    raise ValueError(
-        f"model must be an .onnx or .engine file, or the folder of an OpenVINO or NCNN model, got {str(file)!r}."
-    )
 
 
 def _of_names(ours: tuple[str, ...], theirs: tuple[str, ...]) -> Finding | None:

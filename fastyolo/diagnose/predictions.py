@@ -16,6 +16,8 @@ from fastyolo.runtime.metadata import Metadata, Nms
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 
+_MOST_ANCHORS = 65536  # that a call of decode_nms can return
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -70,11 +72,25 @@ def predictions(metadata: Metadata, outputs: Outputs) -> Predictions:
 
 def _of_maps(metadata: Metadata, maps: list[Array]) -> Predictions:
     levels = len(maps) // 2
-    anchors = sum(x.shape[2] * x.shape[3] for x in maps[:levels])
+    found = []
+    first = 0  # anchor of the level
+    for stride, box_map, cls_map in zip(metadata.strides, maps[:levels], maps[levels:], strict=True):
+        height, width = box_map.shape[2:]
+        rows = max(_MOST_ANCHORS // width, 1)
+        for top in range(0, height, rows):
+            strip = slice(top, top + rows)
+            anchors, boxes, scores, labels = _of_strip(box_map[:, :, strip], cls_map[:, :, strip], stride)
+            offset = np.array([0, top * stride] * 2, np.float32)
+            found.append((anchors + first + top * width, boxes + offset, scores, labels))
+        first += height * width
+    anchors, boxes, scores, labels = map(np.concatenate, zip(*found, strict=True))
+    return Predictions(anchors, boxes, scores, labels, f"{len(anchors)} anchors, the best class of each")
+
+
+def _of_strip(box_map: Array, cls_map: Array, stride: int) -> tuple[npt.NDArray[Any], Array, Array, npt.NDArray[Any]]:
+    """Anchors, boxes, scores and labels as in `Predictions`, as if the upper left cell were the image's."""
+    anchors = box_map.shape[2] * box_map.shape[3]
     everything = Nms(0.0, 1.0, anchors, anchors, multi_label=False, class_agnostic=False)
-    counts, boxes, scores, labels, indices = _C.decode_nms(
-        maps[:levels], maps[levels:], metadata.strides, **asdict(everything)
-    )
+    counts, boxes, scores, labels, indices = _C.decode_nms([box_map], [cls_map], [stride], **asdict(everything))
     found = slice(counts[0])
-    note = f"{counts[0]} anchors, the best class of each"
-    return Predictions(indices[0, found], boxes[0, found], scores[0, found], labels[0, found], note)
+    return indices[0, found], boxes[0, found], scores[0, found], labels[0, found]

@@ -8,7 +8,7 @@ import importlib.util
 import math
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -76,6 +76,7 @@ def export(
     workspace: float | None = None,
     timing_cache: str | Path | None = None,
     path: str | Path | None = None,
+    on_onnx: Callable[[Path, Path], None] = lambda file, engine: None,
 ) -> Path:
     """Write a detection model for another runtime.
 
@@ -109,6 +110,7 @@ def export(
         timing_cache: for engine: a file of measurements that makes the next build faster; made if it is not there.
         path: of the file or folder, which replaces one that is there, but no folder that holds files of others. `None`
             means beside the checkpoint.
+        on_onnx: for engine: called before the build, with the ONNX file, which is there, and the path of the engine.
 
     Returns:
         The path of the file or folder.
@@ -131,7 +133,7 @@ def export(
     batch = _arguments.integer("batch", batch, 1)
     _arguments.boolean("dynamic", dynamic)
     _arguments.boolean("half", half)
-    _arguments.path("path", path)
+    _arguments.optional_path("path", path)
     _check_tensorrt(format, outputs, plugins, runtime_thresholds)
     _check_engine(format, workspace, timing_cache)
     nms = _nms(outputs, conf, iou, max_det, multi_label, agnostic_nms)
@@ -153,6 +155,7 @@ def export(
     if format == "engine":
         from fastyolo.export import engine
 
+        on_onnx(file, target)
         cache = Path(timing_cache) if timing_cache is not None else None
         engine.build(file, target, half=half, workspace=workspace, timing_cache=cache)
     return target
@@ -166,7 +169,8 @@ def target_of(model: YOLO, format: Format, path: str | Path | None = None) -> Pa
     """
     suffix = _SUFFIXES[format]
     if path is not None:
-        if not Path(path).name.endswith(suffix):
+        name = Path(path).name
+        if not (name.lower() if suffix.startswith(".") else name).endswith(suffix):
             raise ValueError(f"path must end in {suffix!r} for format {format!r}, got {str(path)!r}.")
         return Path(path)
     from fastyolo.integrations.ultralytics.export import origin
@@ -223,7 +227,7 @@ def _convert(model: YOLO, kind: Format, given: Input, target: Path) -> None:
 
     network = ultralytics.deployed(model)
     metadata = ultralytics.metadata_of(network, "boxes", given.imgsz, None)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
+    with tempfile.TemporaryDirectory(prefix=".fastyolo.", dir=target.parent) as name:
         scratch = Path(name).resolve()
         folder = ultralytics.convert(model, network, metadata, kind, given, scratch)
         _require_writable(kind, target)  # someone may have put notes there meanwhile
@@ -269,7 +273,7 @@ def _check_engine(kind: Format, workspace: float | None, timing_cache: str | Pat
             raise ValueError(f"{name} is for the format engine, got format {kind!r}; leave it out.")
     if workspace is not None:
         _arguments.number("workspace", workspace, 0, _MAX_WORKSPACE)
-    _arguments.path("timing_cache", timing_cache)
+    _arguments.optional_path("timing_cache", timing_cache)
 
 
 def _nms(

@@ -211,7 +211,7 @@ def trtexec_command(
         options += ["--fp16"] if half else []
         options += ["--int8"] if int8 else []
     if workspace is not None:
-        options.append(f"--memPoolSize=workspace:{workspace * 1024:g}")  # MiB
+        options.append(f"--memPoolSize=workspace:{workspace * 1024:.10g}")  # MiB
     if timing_cache is not None:
         options.append(f"--timingCacheFile={timing_cache}")
     if plugins is not None:

@@ -90,12 +90,10 @@ class Detector:
                 than the one built into the model.
             TypeError: an argument is of another type.
         """
-        if not isinstance(engine, type) and engine not in ENGINES:
+        if not isinstance(engine, type) and (not isinstance(engine, str) or engine not in ENGINES):
             raise ValueError(f"engine must be one of {', '.join(get_args(EngineName))}, got {engine!r}.")
         given = _settings(conf, iou, max_det, agnostic_nms, multi_label)
         threads = len(os.sched_getaffinity(0)) if threads is None else _arguments.integer("threads", threads, 1)
-        if model is None:
-            raise TypeError("model must be a path, got None.")
         _arguments.path("model", model)
         self._file = Path(model)
         if not self._file.exists():

@@ -165,5 +165,8 @@ def _openvino_properties(model: Any, file: Path) -> Mapping[str, Any]:
     metadata = (file if file.is_dir() else file.parent) / "metadata.yaml"
     if not metadata.is_file():
         raise ValueError(f"{file} needs its metadata.yaml beside it to say what model it is; {_AGAIN}.")
-    document = yaml.safe_load(metadata.read_text(encoding="utf-8"))
+    try:
+        document = yaml.safe_load(metadata.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} has a metadata.yaml that is damaged; {_AGAIN}.") from error
     return document if isinstance(document, dict) else {}

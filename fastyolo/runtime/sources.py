@@ -60,13 +60,13 @@ def open_source(source: Source) -> Images:
     Raises:
         TypeError: `source` is something else.
         FileNotFoundError: a file does not exist, or nothing in a folder or glob is an image or video.
-        ValueError: a file is neither an image nor a video.
+        ValueError: a file is neither an image nor a video, or an item of a list is a camera.
     """
     if isinstance(source, bool) or not isinstance(source, str | Path | int | list | tuple):
         raise TypeError(
             f"source must be a path, a list of paths, a URL or a camera's number, got {type(source).__name__}."
         )
-    if isinstance(source, int) or is_camera(str(source)):
+    if isinstance(source, int) or (isinstance(source, str | Path) and is_camera(str(source))):
         return Images(_camera(source), single=False, live=True)  # type: ignore[arg-type]
     paths = list_files(source)
     images = sum(path.suffix.lower() in IMAGES for path in paths)
@@ -78,10 +78,17 @@ def list_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
     if isinstance(source, str | Path):
         _arguments.path("source", source)
         return _files(source)
+    if not isinstance(source, Sequence):
+        raise TypeError(f"source must be a path or a list of paths, got {source!r}.")
     for index, item in enumerate(source):
         if not isinstance(item, str | Path):
             raise TypeError(f"source[{index}] must be a path, got {type(item).__name__}.")
         _arguments.path(f"source[{index}]", item)
+        if is_camera(str(item)):
+            raise ValueError(
+                f"source[{index}] must be a file, folder or glob, got the camera or stream {str(item)!r}; pass that as "
+                f"the only source."
+            )
     return [path for item in source for path in _files(item)]
 
 

@@ -102,9 +102,10 @@ def compress(
             or another process is at work in it.
     """
     _check(skip, epochs, max_epochs, flops, target_latency, target_size, runtime, int8, formats)
-    paths = {"data": data, "weights": weights, "model": model, "light": light, "save_dir": save_dir}
-    for name, path in paths.items():
+    for name, path in (("data", data), ("model", model), ("save_dir", save_dir)):
         _arguments.path(name, path)
+    for name, given in (("weights", weights), ("light", light)):
+        _arguments.optional_path(name, given)
     if _arguments.integer("imgsz", imgsz, 32) % 32:
         raise ValueError(f"imgsz must be a multiple of 32, got {imgsz}.")
     left_out = frozenset(skip)

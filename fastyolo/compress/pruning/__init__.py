@@ -134,8 +134,8 @@ def prune(
         raise TypeError(f"weights must be the path of a checkpoint to train with data, got {type(weights).__name__}.")
     if taken := sorted(TAKEN & set(training or {})):
         raise ValueError(f"training (--set) must not hold {', '.join(taken)}, which other arguments of prune tell.")
-    _arguments.path("path", path)
-    _arguments.path("folder", folder)
+    _arguments.optional_path("path", path)
+    _arguments.optional_path("folder", folder)
     if path is not None and Path(path).suffix != ".pt":
         raise ValueError(f"path must end in '.pt', got {str(path)!r}.")
     from fastyolo.compress.pruning.run import Options, run

@@ -152,7 +152,7 @@ def target_of(weights: str | Path, path: str | Path | None = None) -> Path:
         ValueError: `path` does not end in .onnx, or is that of `weights`.
     """
     _arguments.path("weights", weights)
-    _arguments.path("path", path)
+    _arguments.optional_path("path", path)
     if path is None:
         return Path(weights).with_name(f"{Path(weights).stem}-int8.onnx")
     if Path(path).suffix.lower() != ".onnx":
@@ -176,10 +176,11 @@ def _check(
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     if method == "qat" and target != "tensorrt":
         raise ValueError(f"target {target!r} is for method 'ptq', got method 'qat'; leave one of them out.")
-    if isinstance(keep_float, str) or not all(isinstance(layer, str) for layer in keep_float):
+    is_list = isinstance(keep_float, Sequence) and not isinstance(keep_float, str)
+    if not (is_list and all(isinstance(layer, str) for layer in keep_float)):
         raise TypeError(f"keep_float must be a list of names of layers, got {keep_float!r}.")
-    _arguments.path("path", path)
-    _arguments.path("cache", cache)
+    _arguments.optional_path("path", path)
+    _arguments.optional_path("cache", cache)
 
 
 def _automatic(keep_float: Sequence[str]) -> tuple[list[str], int]:
@@ -194,7 +195,7 @@ def _automatic(keep_float: Sequence[str]) -> tuple[list[str], int]:
 
 
 def _check_training(method: Method, weights: Any, data: Any, save_dir: Any, training: Any) -> None:
-    _arguments.path("save_dir", save_dir)
+    _arguments.optional_path("save_dir", save_dir)
     if method == "ptq":
         for name, value in (("save_dir", save_dir), ("training", training)):
             if value is not None:

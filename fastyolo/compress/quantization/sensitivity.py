@@ -171,7 +171,7 @@ def sensitivity(
     """
     _arguments.path("weights", weights)
     _arguments.choices("calibrator", [calibrator], CALIBRATORS)
-    _arguments.path("cache", cache)
+    _arguments.optional_path("cache", cache)
     _arguments.boolean("per_layer", per_layer)
     accuracy_of = _arguments.integer("accuracy_of", accuracy_of, 0)
     size = None if imgsz is None else _arguments.size("imgsz", imgsz)

@@ -18,17 +18,21 @@ def examine(
     deployed: str | Path,
     images: Sequence[str] = (),
     progress: Callable[[str], None] = lambda name: None,
+    *,
+    conf: float = 0.25,
+    iou: float = 0.7,
 ) -> Report:
     """
     Args:
         deployed: as for `verify`.
         images: to compare on; without any, the photographs that come with ultralytics.
         progress: called with the name of what is being compared.
+        conf, iou: as for `verify`.
 
     Raises:
         IncomparableError: a file cannot be read, or the two are not of the same model.
     """
-    parity = verify(weights, deployed, list(images) or None, progress=progress)
+    parity = verify(weights, deployed, list(images) or None, conf=conf, iou=iou, progress=progress)
     report = Report(facts={"deployed": parity.to_json()})
     report.add(_findings(parity))
     return report

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from fastyolo.diagnose.doctor.findings import Finding, Severity, counted, share
 from fastyolo.diagnose.doctor.labels import TOLERANCE
-from fastyolo.diagnose.doctor.outcomes import box_iou
 from fastyolo.diagnose.doctor.samples import Description, Sample, Settings
+from fastyolo.diagnose.matching import box_iou
 
 Where: TypeAlias = "dict[int, npt.NDArray[np.intp]]"
 """Boxes by the index of their image."""

@@ -29,18 +29,18 @@ def check(samples: Sequence[Sample], description: Description, settings: Setting
     counts = _counts(samples, description)
     if description.names and any(map(np.any, counts.values())):
         yield from _of_classes(counts, description.names, settings)
-    different = list({sample.file: sample for sample in samples}.values())
-    yield from _of_sizes(different, settings)
+    yield from _of_sizes(_different(samples), settings)
 
 
 def statistics(samples: Sequence[Sample], description: Description, settings: Settings) -> dict[str, Any]:
-    """Objects by split and class, and their shorter sides in pixels of the network's input."""
-    sides = _sides(samples, settings.imgsz)
+    """Objects by split and class, and their shorter sides in pixels of the network's input, of each image once."""
+    names = np.array(description.names)
+    sides = _sides(_different(samples), settings.imgsz)
     bins = [0, *settings.strides, 4 * settings.strides[-1], np.inf]
     histogram = np.histogram(sides, bins)[0]
     return {
         "by_class": {
-            split: dict(zip(description.names, map(int, count), strict=True))
+            split: {name: int(count[names == name].sum()) for name in description.names}  # two may have one name
             for split, count in _counts(samples, description).items()
         },
         "shorter_side": {
@@ -48,6 +48,11 @@ def statistics(samples: Sequence[Sample], description: Description, settings: Se
             for low, high, number in zip(bins[:-1], bins[1:], histogram, strict=True)
         },
     }
+
+
+def _different(samples: Sequence[Sample]) -> list[Sample]:
+    """An image that two splits name is there once."""
+    return list({sample.file: sample for sample in samples}.values())
 
 
 def _counts(samples: Sequence[Sample], description: Description) -> dict[str, npt.NDArray[np.intp]]:

@@ -13,6 +13,8 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from fastyolo.diagnose.matching import box_iou
+
 HIT = 0.5  # IoU from which a detection is on an object
 NEAR = 0.1  # IoU from which it means the object
 
@@ -122,14 +124,3 @@ def _error(same: npt.NDArray[np.float64], overlaps: npt.NDArray[np.float64]) -> 
     if overlaps[other] >= HIT:
         return Kind.wrong_class, other
     return (Kind.misplaced, own) if same[own] >= NEAR else (Kind.false_alarm, -1)
-
-
-def box_iou(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """[n, 4] and [m, 4] xyxy -> [n, m]; it does not matter in which unit x is, and in which y."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    common = (high - low).clip(0).prod(2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b)]
-    union = areas[0][:, None] + areas[1] - common
-    shares: npt.NDArray[np.float64] = common / np.maximum(union, np.finfo(np.float64).tiny)
-    return shares

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -19,18 +20,29 @@ _COLOUR, _LABELS = (0, 0, 255), (0, 200, 0)
 
 
 def save(report: Report, folder: Path) -> list[Path]:
-    """Write the cases of each finding as FOLDER/finding-name/1-image.jpg, 2-..., and return the files."""
+    """Write the cases of each finding as FOLDER/finding-name/1-image.jpg, 2-..., and return the files.
+
+    Images that OpenCV cannot read are left out with a warning.
+    """
     written = []
     numbers: Counter[str] = Counter()
+    problems: dict[str, None] = {}  # each once, though several findings may be about an image
     for finding in report.findings:
         for case in finding.cases:
+            try:
+                picture = _drawn(case)
+            except (OSError, ValueError) as error:
+                problems[str(error)] = None
+                continue
             numbers[finding.name] += 1
             name = f"{numbers[finding.name]}-{Path(case.image).stem}.jpg"
             path = folder / finding.name.replace(": ", "-").replace(" ", "-") / name
-            _, content = cv2.imencode(".jpg", _drawn(case))
+            _, content = cv2.imencode(".jpg", picture)
             with replacing(path) as temporary:
                 temporary.write_bytes(content.tobytes())
             written.append(path)
+    for problem in problems:
+        warnings.warn(f"A picture is left out: {problem}", stacklevel=2)
     return written
 
 

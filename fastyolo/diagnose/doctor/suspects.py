@@ -157,11 +157,13 @@ class _Displacement:
 def _shifted(shown: Sequence[Shown], split: str, sure: npt.NDArray[np.float64]) -> Iterator[Finding]:
     # If all coordinates were divided by another image size, the sizes alone tell by which factor.
     trusted = np.concatenate([item.detections.boxes[_trusted(item, sure)] for item in shown])
+    sides = trusted[:, 2:] - trusted[:, :2]
+    sides = sides[(sides > 0).all(1)]  # a broken model may find points
     labels = np.concatenate([item.sample.labels.boxes for item in shown])
     labels = labels[_with_area(labels)]
-    if len(trusted) < _PAIRS or not len(labels):
+    if len(sides) < _PAIRS or not len(labels):
         return
-    factor = np.median(labels[:, 2:], 0) / np.median(trusted[:, 2:] - trusted[:, :2], 0)
+    factor = np.median(labels[:, 2:], 0) / np.median(sides, 0)
     stretches = [np.ones(2), np.where(np.abs(np.log(factor)) < math.log(_SCALE), 1.0, factor)]
     found = [_displacement(shown, sure, stretch) for stretch in stretches[: 2 if (stretches[1] != 1).any() else 1]]
     best = max((one for one in found if one), key=lambda one: one.common, default=None)

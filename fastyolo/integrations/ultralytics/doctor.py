@@ -7,8 +7,9 @@ short.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ from fastyolo.diagnose.doctor.samples import Description, Pair
 
 __all__ = ["arguments", "describe"]
 
+_EXPECTED = "data (--data) must be the YAML file of a detection data set"
+
 
 def describe(data: str | Path) -> Description:
     """A data set, whatever of it there is.
@@ -29,27 +32,26 @@ def describe(data: str | Path) -> Description:
     Raises:
         ValueError: the YAML file is missing or not one of a data set of detection.
     """
-    expected = "data (--data) must be the YAML file of a detection data set"
     try:
         content = YAML.load(data)
     except Exception as error:  # ultralytics' and PyYAML's own
-        raise ValueError(f"{expected}, got {str(data)!r} ({' '.join(str(error).split()).rstrip('.')}).") from error
+        raise ValueError(f"{_EXPECTED}, got {str(data)!r} ({' '.join(str(error).split()).rstrip('.')}).") from error
     keys = set(content) if isinstance(content, dict) else set()
     if not {"names", "nc"} & keys or not {"train", "val", "validation"} & keys:
         got = ", ".join(sorted(map(str, keys))) or "nothing of these"
-        raise ValueError(f"{expected}, which has train, val and names, got {str(data)!r}, which has {got}.")
+        raise ValueError(f"{_EXPECTED}, which has train, val and names, got {str(data)!r}, which has {got}.")
     given = content.get("names")
     if not isinstance(given, dict | list | None):
         raise ValueError(
-            f"{expected}, with names as a list or by their numbers, got {given!r}; write names: [{given}]."
+            f"{_EXPECTED}, with names as a list or by their numbers, got {given!r}; write names: [{given}]."
         )
     names, findings = _names(content)
     if not names:
-        raise ValueError(f"{expected}, which names a class at least, got {str(data)!r}, which names none.")
+        raise ValueError(f"{_EXPECTED}, which names a class at least, got {str(data)!r}, which names none.")
     root = _root(content, Path(data))
     splits: dict[str, tuple[Pair, ...]] = {}
-    for split, places in (("train", content.get("train")), ("val", content.get("val", content.get("validation")))):
-        found = [] if places is None else _resolved(root, places)
+    for split, key in (("train", "train"), ("val", "val" if "val" in content else "validation")):
+        found = _resolved(root, key, content.get(key))
         try:
             splits[split] = _pairs(found)
         except FileNotFoundError:
@@ -84,9 +86,14 @@ def _names(content: dict[str, Any]) -> tuple[tuple[str, ...], list[Finding]]:
     given, count = content.get("names"), content.get("nc")
     findings = []
     if given is None:
-        return tuple(f"class_{index}" for index in range(int(count or 0))), []
-    keyed = given if isinstance(given, dict) else dict(enumerate(given))
-    names = tuple(str(name) for _, name in sorted(keyed.items()))
+        if not isinstance(count, int):
+            raise _other("nc", "is a whole number", count)
+        return tuple(f"class_{index}" for index in range(count)), []
+    listed = given if isinstance(given, dict) else dict(enumerate(given))
+    if wrong := [key for key in listed if not re.fullmatch(r"-?\d+", str(key))]:
+        raise _other("names", "have whole numbers for keys", wrong[0])
+    keyed = {int(key): str(name) for key, name in listed.items()}
+    names = tuple(keyed[key] for key in sorted(keyed))
     if sorted(keyed) != list(range(len(keyed))):
         findings.append(
             Finding(
@@ -118,14 +125,25 @@ def _names(content: dict[str, Any]) -> tuple[tuple[str, ...], list[Finding]]:
     return names, findings
 
 
+def _other(key: str, expected: str, got: object) -> ValueError:
+    return ValueError(f"{_EXPECTED}, whose {key} {expected}, got {got!r}.")
+
+
 def _root(content: dict[str, Any], file: Path) -> Path:
-    root = Path(content.get("path") or file.parent)
+    given = content.get("path")
+    if not isinstance(given, str | None):
+        raise _other("path", "is the path of a folder", given)
+    root = Path(given or file.parent)
     return root if root.exists() or root.is_absolute() else (Path(DATASETS_DIR) / root).resolve()
 
 
-def _resolved(root: Path, places: str | Sequence[str]) -> list[str]:
+def _resolved(root: Path, key: str, places: object) -> list[str]:
+    """What a split's key has, as absolute paths; nothing if it has nothing."""
+    listed = [] if places is None else places if isinstance(places, list) else [places]
     found = []
-    for place in [places] if isinstance(places, str) else places:
+    for place in listed:
+        if not isinstance(place, str):
+            raise _other(key, "is a path or a list of paths", places)
         path = (root / place).resolve()
         if not path.exists() and place.startswith("../"):  # as some tools write what is beside the YAML file
             path = (root / place[3:]).resolve()

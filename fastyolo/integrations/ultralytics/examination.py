@@ -20,6 +20,7 @@ from ultralytics.engine.model import Model
 from ultralytics.utils.metrics import ap_per_class, smooth
 
 from fastyolo.diagnose.doctor.outcomes import Detections
+from fastyolo.integrations.ultralytics.facts import check_sizes
 
 __all__ = ["Curves", "ExaminedModel", "curves"]
 
@@ -36,7 +37,7 @@ class ExaminedModel:
         device, iou, max_det: as for its predict().
 
     Raises:
-        ValueError: the model is an exported one, which does not show its layers.
+        ValueError: the model is an exported one, which does not show its layers, or does not take squares of this side.
 
     Attributes:
         name: of its file.
@@ -62,6 +63,7 @@ class ExaminedModel:
         trained = (getattr(model, "ckpt", None) or {}).get("train_args", {}).get("imgsz")
         self.trained_imgsz = int(trained) if isinstance(trained, int | float) else None
         self.imgsz = imgsz or self.trained_imgsz or 640
+        check_sizes(model, [self.imgsz])
         self.strides = tuple(sorted(int(stride) for stride in network.stride.tolist()))
         self.activations: dict[str, float] = {}
         self._unfused: nn.Module | None = copy.deepcopy(network).float().cpu().eval()  # predict() folds normalisations

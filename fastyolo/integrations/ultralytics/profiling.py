@@ -253,7 +253,7 @@ def training(
 
 def _check(rounds: int, trace: str | os.PathLike[str] | None) -> None:
     _arguments.integer("rounds", rounds, 1)
-    _arguments.path("trace", trace)
+    _arguments.optional_path("trace", trace)
 
 
 class _Enough(Exception):  # noqa: N818 - no error
