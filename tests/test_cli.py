@@ -361,8 +361,11 @@ def test_val(weights, dataset, rect):
 def test_val_tells_of_other_classes(weights, dataset):
     arguments = ("val", "--weights", weights, "--data", dataset, "--imgsz", "64", "--device", "cpu")
     assert run(*arguments).stderr == ""
+    Path(dataset).write_text(Path(dataset).read_text().replace("- cat\n- dog\n", "  1: dog\n  0: cat\n"))
+    assert "1: dog" in Path(dataset).read_text()
+    assert run(*arguments).stderr == ""
     document = yaml.safe_load(Path(dataset).read_text())
-    Path(dataset).write_text(yaml.safe_dump({**document, "names": document["names"][::-1]}))
+    Path(dataset).write_text(yaml.safe_dump({**document, "names": ["dog", "cat"]}))
     result = run(*arguments)
     assert (result.exit_code, result.stderr) == (
         0,
@@ -386,7 +389,7 @@ def test_val_refuses_before_it_validates_what_it_cannot_do(weights, dataset, mon
         fastyolo.export.export(weights, outputs=outputs, imgsz=64, path=f"{outputs}.ONNX")
         sentence = fail(1, "val", "--weights", f"{outputs}.ONNX", "--data", dataset)
         assert "weights (--weights) must be a checkpoint or exported with --outputs boxes, got" in sentence
-        assert f"'fastyolo bench model --model {outputs}.ONNX --data {dataset}'" in sentence
+        assert f"this measures: fastyolo bench model --model {outputs}.ONNX --data {dataset}" in sentence
     assert not Path("h.jsonl").exists()
 
 

@@ -235,6 +235,12 @@ def test_without_light_the_light_model_is_taught_from_the_beginning(
     assert (arguments["model"], arguments["pretrained"]) == (str(run.root / "light.yaml"), str(baseline))
     assert found.stages[4].checkpoint == found.stages[2].checkpoint
     assert found.stages[4].runs == ()
+    file = run.folder / "summary.json"
+    document = json.loads(file.read_text())
+    for stage in document["stages"]:
+        stage["run"] = (stage.pop("runs") or [None])[0]
+    file.write_text(json.dumps({**document, "schema": 1}))
+    assert summary.read(run.folder).stages == found.stages
 
 
 def test_half_of_the_epochs_of_pruning_train_for_sparsity(
@@ -557,3 +563,19 @@ def test_state_deletes_nothing_but_what_is_made_again(tmp_path: Path) -> None:
     outside.unlink()
     again.once("two", lambda: trained("last"), arguments={"a": 1}, inputs={"x": "3"})
     assert sorted(path.name for path in (tmp_path / "run" / "two").iterdir()) == ["best", "last"]
+
+
+def test_what_files_held_may_be_unknown_to_older_records(tmp_path: Path) -> None:
+    state = State(tmp_path / "run")
+    known = {"light": "mine.yaml", "content of light": "1"}
+    (tmp_path / "run" / "light" / "weights").mkdir(parents=True)
+    (tmp_path / "run" / "light" / "weights" / "last.pt").touch()
+
+    def work() -> Any:
+        return {"files": []}
+
+    state.once("light", work, arguments={"light": "mine.yaml"}, inputs={})
+    state.check("light", known, {})
+    assert state.once("light", lambda: pytest.fail("done again"), arguments=known, inputs={}).result == {"files": []}
+    with pytest.raises(ValueError, match=r"has other values of light \(mine\.yaml, not other\.yaml\)"):
+        state.check("light", {**known, "light": "other.yaml"}, {})

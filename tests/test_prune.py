@@ -314,6 +314,14 @@ def pruned(
     with pytest.raises(ValueError, match="has other values of content of weights; choose another folder"):
         prune(trained, data, **settings, path=path, folder=runs)
     trained.write_bytes(kept)
+    note = runs / "prune.json"
+    now = note.read_text()
+    before = json.loads(now)
+    for name in ("content of weights", "ratio", "flops", "latency"):
+        del before[name]
+    note.write_text(json.dumps({**before, "kind": "flops", "value": 0.4}))  # as earlier versions wrote it
+    with pytest.raises(ValueError, match=r"other values of ratio \(None, not 0\.3\), flops \(0\.4, not None\); choose"):
+        prune(trained, data, **{**settings, "flops": None, "ratio": 0.3}, path=path, folder=runs)
     with locked(runs, "x"), pytest.raises(ValueError, match="no other fastyolo is at work"):
         prune(trained, data, **settings, path=path, folder=runs)
     epochs = []

@@ -176,7 +176,9 @@ def test_folder_of_a_run_does_not_come_along_with_its_arguments(monkeypatch):
     expected = {"data": "d.yaml", "model": "yolov8s-fast.yaml"}
     runs_here = str(Path("runs/detect").absolute())
     assert arguments_of(monkeypatch, "--config", "args.yaml") == {**expected, "project": runs_here}
-    assert arguments_of(monkeypatch, "--data", "d.yaml", "--set", "project=x")["project"] == str(Path("x").absolute())
+    for project in ("x", "2024"):
+        given = arguments_of(monkeypatch, "--data", "d.yaml", "--set", f"project={project}")
+        assert given["project"] == str(Path(project).absolute())
     assert arguments_of(monkeypatch, "--config", "mine.yaml") == {**expected, **place}
 
 

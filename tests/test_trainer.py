@@ -436,6 +436,22 @@ def test_resumed_run_knows_its_past(interrupted):
     assert trainer.best.read_bytes() == last.read_bytes()
 
 
+def test_resumption_leaves_the_model_in_args_yaml(interrupted):
+    last = interrupted(1)
+    file = last.parent.parent / "args.yaml"
+    model = yaml.safe_load(file.read_text())["model"]
+    assert model != str(last)
+    with pytest.raises(ValueError, match="cannot be used"):
+        Trainer(overrides={"resume": str(last), "data": "nowhere.yaml"})
+    assert yaml.safe_load(file.read_text())["model"] == model
+    arguments = vars(Trainer(overrides={"resume": str(last)}).args)
+    assert arguments["model"] == str(last)
+    assert yaml.safe_load(file.read_text())["model"] == model
+    file.write_text("model: 'half of")
+    Trainer(overrides={"resume": str(last)})
+    assert yaml.safe_load(file.read_text())["model"] == str(last)  # the other one is lost
+
+
 def test_resumed_run_knows_that_mosaic_and_geometry_are_closed(interrupted, caplog):
     last = interrupted(2, mosaic=1.0, close_mosaic=2, close_geometry=2)
     caplog.clear()

@@ -343,8 +343,12 @@ def _latencies(
             continue
         calls = [_call(detect, batch) for batch in _batches(images, candidate.batch)]
         contenders[str(index)] = _Guarded(calls, functools.partial(failed.setdefault, str(index)))
+    for name, contender in [*contenders.items()]:
+        contender.sample()
+        if name in failed:
+            del contenders[name]
     if not contenders:
-        return [*failed.values()], None
+        return [failed[str(index)] for index in range(len(candidates))], None
     seconds = SECONDS * len(contenders)
     if device == "cpu":
         torch.set_num_threads(threads)

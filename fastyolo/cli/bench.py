@@ -24,6 +24,7 @@ from fastyolo.cli.common import (
     DeviceName,
     Json,
     Terminal,
+    Terminated,
     check_device,
     load_detector,
     progress_bar,
@@ -207,7 +208,7 @@ def ops(
 
             results: list[dict[str, Any]] = []
             failures: list[str] = []
-            interrupted = False
+            interrupted = None
             timed = bench.run(cases, target, roofline, quick=quick, on_visit=advance, on_failure=failures.append)
             try:
                 interrupted = _until_interrupted(timed, results)
@@ -224,8 +225,7 @@ def ops(
         for failure in failures:
             report(f"Left out: {failure}.")
         if interrupted:
-            report("Interrupted; the results are those of the cases until then.")
-            raise typer.Exit(130)
+            _exit_interrupted(interrupted, "cases")
         if failures:
             raise typer.Exit(1)
 
@@ -357,7 +357,7 @@ def model(
                 on_failure=failures.append,
             )
             rows: list[dict[str, Any]] = []
-            interrupted = False
+            interrupted = None
             try:
                 interrupted = _until_interrupted(measured, rows)
             except Exception as error:  # of what all candidates need
@@ -400,8 +400,7 @@ def model(
         for failure in failures:
             report(failure)
         if interrupted:
-            report("Interrupted; the results are those of the batches and numbers of threads until then.")
-            raise typer.Exit(130)
+            _exit_interrupted(interrupted, "batches and numbers of threads")
         if failures:
             raise typer.Exit(1)
 
@@ -433,17 +432,22 @@ def compare(
         raise typer.Exit(1)
 
 
-def _until_interrupted(rows: Iterable[dict[str, Any]], results: list[dict[str, Any]]) -> bool:
-    """Collects `rows` in `results`; whether Ctrl-C or SIGTERM ended them, which is an error before the first."""
+def _until_interrupted(rows: Iterable[dict[str, Any]], results: list[dict[str, Any]]) -> KeyboardInterrupt | None:
+    """Collects `rows` in `results`; what ended them, Ctrl-C or SIGTERM, which is raised before the first of them."""
     try:
         with terminable():
             for row in rows:
                 results.append(row)  # noqa: PERF402 - what is there stays when the next one is interrupted
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if not results:
             raise
-        return True
-    return False
+        return error
+    return None
+
+
+def _exit_interrupted(interrupt: KeyboardInterrupt, what: str) -> None:
+    report(f"Interrupted; the results are those of the {what} until then.")
+    raise typer.Exit(143 if isinstance(interrupt, Terminated) else 130)
 
 
 def _documents(path: Path) -> list[Any]:

@@ -217,7 +217,9 @@ def quantize(
             file = quantization.target_of(weights, output)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--output") from error
-        if method is Method.ptq and (weights.suffix != ".onnx" or Path(data).suffix in (".yaml", ".yml")):
+        if method is Method.ptq and (
+            weights.suffix.lower() != ".onnx" or Path(data).suffix.lower() in (".yaml", ".yml")
+        ):
             from fastyolo.integrations.ultralytics.export import LOGGER
 
             LOGGER.setLevel("WARNING")

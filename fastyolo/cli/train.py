@@ -158,7 +158,7 @@ def train(
             arguments = {**of_preset, **arguments_in(config), **given}
             arguments.setdefault("model", DEFAULT_MODEL)
             if "save_dir" not in arguments:  # ultralytics would go by its settings, which hold for all projects
-                arguments["project"] = str(Path(arguments.get("project") or RUNS).absolute())
+                arguments["project"] = str(Path(str(arguments.get("project") or RUNS)).absolute())
         _check(arguments)
         first = _is_first_process()
         if first:  # which downloads what the others then find

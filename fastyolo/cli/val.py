@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,7 +84,7 @@ def val(
         if _shows_no_boxes(weights):
             raise ValueError(
                 f"weights (--weights) must be a checkpoint or exported with --outputs boxes, got {weights!r}, whose "
-                f"mAP 'fastyolo bench model --model {weights} --data {data}' measures."
+                f"mAP this measures: fastyolo bench model --model {shlex.quote(weights)} --data {shlex.quote(data)}"
             )
         model = load_detector(weights, device, half, stock)
         if history and model.ckpt_path is None:  # of a YAML file
@@ -119,7 +120,8 @@ def val(
                 save_dir=scratch,  # ultralytics makes one in any case
                 verbose=False,
             )
-        ours, theirs = ([*names.values()] for names in (metrics.names, validated[0].data["names"]))
+        described = (metrics.names, validated[0].data["names"])
+        ours, theirs = ([names[label] for label in sorted(names)] for names in described)
         if ours != theirs:
             report(
                 f"The {len(ours)} classes of {weights} are not the {len(theirs)} of {data}, in name or order; labels "

@@ -14,7 +14,7 @@ from fastyolo._files import digest
 from fastyolo._quiet import quiet
 from fastyolo.compress.pipeline.amount import Amount, find
 from fastyolo.compress.pipeline.settings import SPARSITY, STAGES, Options
-from fastyolo.compress.pipeline.state import Result, State
+from fastyolo.compress.pipeline.state import CONTENT, Result, State
 from fastyolo.compress.pipeline.summary import Status
 from fastyolo.compress.pruning import prune
 from fastyolo.compress.pruning.run import train
@@ -252,9 +252,8 @@ class Stages:
 
         def work() -> Result:
             train(self._current, self._folder / _SPARSE_RUN, {**common, **_training_of(SPARSE, options)})
-            return _trained(
-                f"{_SPARSE_RUN}/weights/last.pt", _SPARSE_RUN
-            )  # the best one may be from before the channels faded
+            # The best one may be from before the channels faded.
+            return _trained(f"{_SPARSE_RUN}/weights/last.pt", _SPARSE_RUN)
 
         record = self._state.once(
             SPARSE,
@@ -334,8 +333,7 @@ def _training_of(stage: str, options: Options) -> dict[str, Any]:
 
 
 def _content(name: str, digest: str | None) -> dict[str, str]:
-    """What a file of the user's holds, which can change under the same name."""
-    return {} if digest is None else {f"content of {name}": digest}
+    return {} if digest is None else {f"{CONTENT}{name}": digest}
 
 
 def _trained(checkpoint: str, run: str, note: str = "") -> Result:

@@ -15,7 +15,8 @@ from fastyolo import _files
 
 FILE = "state.json"
 
-_DIGESTS = ("content of light", "content of model", "data", "weights")  # arguments whose values say nothing to a reader
+CONTENT = "content of "  # a file of the user's, which can change under the same name
+_DIGESTS = (f"{CONTENT}light", f"{CONTENT}model", "data", "weights")  # arguments whose values say nothing to a reader
 
 Result = dict[str, Any]
 
@@ -93,8 +94,7 @@ class State:
         record, place = self._records.get(name), self.folder / name
         if record is None or not (record.holds(self.folder) or any(place.rglob("weights/*.pt"))):
             return
-        names = record.arguments.keys() | arguments.keys()
-        if changed := sorted(key for key in names if record.arguments.get(key) != arguments.get(key)):
+        if changed := _changed(record.arguments, arguments):
             values = ", ".join(_change(key, record.arguments.get(key), arguments.get(key)) for key in changed)
             remark = "".join(f" {remarks[key]}" for key in changed if key in remarks)
             raise ValueError(
@@ -123,7 +123,7 @@ class State:
         """
         wanted = Record(dict(arguments), dict(inputs))
         record = self._records.get(name)
-        same = record is not None and (record.arguments, record.inputs) == (wanted.arguments, wanted.inputs)
+        same = record is not None and not _changed(record.arguments, arguments) and record.inputs == wanted.inputs
         if record and same and record.holds(self.folder):
             return record
         before(record is not None and record.result is not None)
@@ -151,6 +151,12 @@ class State:
 
     def _write(self) -> None:
         _files.write_json(self._file, {name: asdict(record) for name, record in self._records.items()})
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of arguments with other values. A file's content that is known of one side alone may be the same."""
+    known = {key for key in before.keys() | now.keys() if not key.startswith(CONTENT) or (key in before and key in now)}
+    return sorted(key for key in known if before.get(key) != now.get(key))
 
 
 def _change(name: str, before: Any, now: Any) -> str:

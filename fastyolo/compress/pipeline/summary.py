@@ -263,7 +263,7 @@ def read(folder: Path) -> Summary:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; pass the folder of a finished run of fastyolo compress.")
     document = json.loads(path.read_text(encoding="utf-8"))
-    if (document.get("schema"), document.get("kind")) != (SCHEMA, KIND):
+    if document.get("schema") not in (1, SCHEMA) or document.get("kind") != KIND:
         raise ValueError(f"{path} must be of kind {KIND!r}, schema {SCHEMA}, got another; run fastyolo compress again.")
     return Summary(
         data=Data(**_tuples(document["data"])),
@@ -278,6 +278,9 @@ def read(folder: Path) -> Summary:
 
 
 def _stage(document: dict[str, Any]) -> Stage:
+    if "run" in document:  # of schema 1
+        run = document.pop("run")
+        document["runs"] = [run] if run else []
     return Stage(**{**_tuples(document), "files": tuple(map(_file, document["files"]))})
 
 

@@ -181,7 +181,10 @@ def _claim(folder: Path, state: dict[str, Any]) -> None:
     note = folder / STATE
     if note.exists():
         kept = json.loads(note.read_text(encoding="utf-8"))
-        changed = [name for name in state if name in kept and state[name] != kept[name]]
+        if "kind" in kept:  # as earlier versions wrote the target
+            kept |= {**dict.fromkeys(("ratio", "flops", "latency")), kept.pop("kind"): kept.pop("value")}
+        kept.setdefault(_CONTENT, state[_CONTENT])  # which they did not note
+        changed = [name for name in state if state[name] != kept.get(name)]
         if changed and any(folder.rglob("weights/*.pt")):
             values = ", ".join(
                 name if name == _CONTENT else f"{name} ({kept[name]}, not {state[name]})" for name in changed

@@ -77,7 +77,12 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a number of layers or a list of them",
         lambda value: isinstance(value, list) or (isinstance(value, int) and value >= 0),
     ),
-    "imgsz": ("a side of at least 32 pixels", lambda value: isinstance(value, int) and value >= 32),
+    "imgsz": (
+        "a side of at least 32 pixels",
+        lambda value: all(
+            isinstance(side, int) and side >= 32 for side in (value if isinstance(value, list) else [value])
+        ),
+    ),
     "fraction": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "time": ("above 0 hours", lambda value: value > 0),
     "warmup_epochs": ("0 or more", lambda value: value >= 0),

@@ -20,6 +20,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -123,10 +124,9 @@ class Trainer(DetectionTrainer):
         folder = SharedFolder() if WORLD_SIZE > 1 and not arguments.get("save_dir") else None
         if folder and RANK > 0:
             arguments["save_dir"] = folder.wait()
-        self._begun_with: str | None = None
-        super().__init__(cfg, arguments, _callbacks)
-        if self._begun_with and RANK in {-1, 0}:
-            YAML.save(self.save_dir / _ARGUMENTS, {**vars(self.args), "model": self._begun_with})
+        with ExitStack() as afterwards:
+            self._afterwards = afterwards
+            super().__init__(cfg, arguments, _callbacks)
         if folder and RANK == 0:
             folder.announce(self.save_dir)
         if RANK in {-1, 0} and not self.args.resume:  # as ultralytics does with results.csv
@@ -155,6 +155,8 @@ class Trainer(DetectionTrainer):
             self._resume_in_place(overrides)
             self.settings, _ = split(vars(self.args))
             self._refuse_changes({**overrides, **self._given})
+        if self.resume:
+            self._keep_model()
         vars(self.args).update(self.settings.as_dict())
         if self.args.distill_model is None:
             self._check_no_teacher()
@@ -166,8 +168,13 @@ class Trainer(DetectionTrainer):
         folder = Path(self.args.model).absolute().parent
         if not overrides.get("save_dir") and folder.name == "weights":
             self.args.save_dir = str(folder.parent)
-            if (file := folder.parent / _ARGUMENTS).exists():  # in which ultralytics puts the checkpoint for the model
-                self._begun_with = YAML.load(file).get("model")
+
+    def _keep_model(self) -> None:
+        """In args.yaml, where ultralytics writes the checkpoint in its place, whatever becomes of the resumption."""
+        file = Path(str(self.args.save_dir)) / _ARGUMENTS
+        model = _read_arguments(file).get("model")
+        if RANK in {-1, 0} and model not in (None, self.args.model):
+            self._afterwards.callback(_write_model, file, str(model))
 
     def _refuse_changes(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
@@ -518,6 +525,20 @@ class Trainer(DetectionTrainer):
             loader.close()
 
 
+def _read_arguments(file: Path) -> dict[str, Any]:
+    """Those of a run; none if the file is damaged or gone, which a run can do without."""
+    try:
+        return dict(YAML.load(file))
+    except (OSError, TypeError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def _write_model(file: Path, model: str) -> None:
+    if arguments := _read_arguments(file):
+        with _files.replacing(file) as temporary:
+            YAML.save(temporary, {**arguments, "model": model})
+
+
 class _AllEpochsDone(Exception):  # noqa: N818 - no error
     """The checkpoint to resume from is of the last epoch."""
 
@@ -534,8 +555,9 @@ def _check_folder(arguments: Mapping[str, Any]) -> None:
     folder = arguments.get("save_dir")
     if not folder or arguments.get("exist_ok") or arguments.get("resume"):
         return
-    # A run that fails before it has begun leaves args.yaml and the empty folder weights.
-    if any(path.name not in {_ARGUMENTS, "weights"} for path in Path(folder).rglob("*")):
+    # A run that fails before it has begun leaves args.yaml and the empty folder weights; a lock is hidden.
+    begun = {_ARGUMENTS, "weights"}
+    if any(path.name not in begun and not path.name.startswith(".") for path in Path(folder).rglob("*")):
         raise ValueError(
             f"save_dir must be a new or an empty folder, and {folder} holds files; choose another, or pass "
             "exist_ok=true to write among them."
