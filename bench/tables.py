@@ -50,7 +50,10 @@ def main() -> None:
 
 def pages(reports: list[dict[str, Any]]) -> dict[Path, str]:
     """The pages that hold tables, and what they should say."""
-    heading = "# Results\n\nWritten by `python bench/tables.py --write` from the files beside this one. A + behind a commit: with changes that were not committed.\n\n"
+    heading = (
+        "# Results\n\nWritten by `python bench/tables.py --write` from the files beside this one. A + behind a commit: "
+        "with changes\nthat were not committed.\n\n"
+    )
     readme = ROOT / "README.md"
     before, opening, rest = readme.read_text(encoding="utf-8").partition(OPENING)
     _, closing, after = rest.partition(CLOSING)
