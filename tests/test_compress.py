@@ -579,3 +579,5 @@ def test_what_files_held_may_be_unknown_to_older_records(tmp_path: Path) -> None
     assert state.once("light", lambda: pytest.fail("done again"), arguments=known, inputs={}).result == {"files": []}
     with pytest.raises(ValueError, match=r"has other values of light \(mine\.yaml, not other\.yaml\)"):
         state.check("light", {**known, "light": "other.yaml"}, {})
+    with pytest.raises(ValueError, match="has other values of content of light; choose"):  # it is known from now on
+        State(tmp_path / "run").check("light", {**known, "content of light": "2"}, {})

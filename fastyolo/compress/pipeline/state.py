@@ -124,7 +124,10 @@ class State:
         wanted = Record(dict(arguments), dict(inputs))
         record = self._records.get(name)
         same = record is not None and not _changed(record.arguments, arguments) and record.inputs == wanted.inputs
+        if record and same:
+            record.arguments |= wanted.arguments  # the content of a file that was not known before
         if record and same and record.holds(self.folder):
+            self._write()
             return record
         before(record is not None and record.result is not None)
         if not (record and same and record.is_whole_below(self.folder, name)):
