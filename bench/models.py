@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import openvino
 import torch
 
@@ -26,6 +25,7 @@ from fastyolo._files import write_json
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.bench.timing import Contender, interleave
 from fastyolo.integrations.ultralytics.acceleration import LOGGER, YOLO, describe
+from fastyolo.runtime.engines import onnx_session
 
 PAIRS = [(f"yolov8{scale}-fast", f"yolov8{scale}") for scale in "nsmlx"]
 PAIRS += [("yolov8s-fast-p2", "yolov8s-p2"), ("yolov8s-fast-p45", "yolov8s")]
@@ -102,10 +102,7 @@ def export(name: str, folder: Path, imgsz: int) -> tuple[Path, dict[str, Any]]:
 
 
 def load_onnxruntime(file: Path, threads: int, imgsz: int) -> Callable[[], Any]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the others need the cores in between
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(file, threads)
     inputs = {session.get_inputs()[0].name: image(imgsz)}
     return lambda: session.run(None, inputs)
 

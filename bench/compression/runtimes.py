@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from fastyolo.bench.timing import CpuContender, interleave
-from fastyolo.runtime.engines import openvino_core, openvino_model
+from fastyolo.runtime.engines import onnx_session, openvino_core, openvino_model
 
 MIN_ROUNDS = 20
 
@@ -31,12 +30,7 @@ def latencies(files: dict[str, Path], imgsz: int, seconds: float) -> dict[str, f
 
 
 def in_onnxruntime(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow down the other contenders
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return partial(session.run, None, {"images": image})
+    return partial(onnx_session(file).run, None, {"images": image})
 
 
 def in_openvino(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:

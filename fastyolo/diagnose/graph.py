@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from fastyolo.runtime.engines import openvino_core
+from fastyolo.runtime.engines import onnx_session, openvino_core
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -110,15 +110,8 @@ class Graph:
 
     def _session(self, outputs: tuple[str, ...]) -> Any:
         """The latest session is kept: image after image asks for the same outputs."""
-        import onnxruntime
-
         if self._latest is None or self._latest[0] != outputs:
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3  # an output without a declared type is worth a warning to it
-            self._latest = (
-                outputs,
-                onnxruntime.InferenceSession(self._with_outputs(outputs), options, providers=["CPUExecutionProvider"]),
-            )
+            self._latest = (outputs, onnx_session(self._with_outputs(outputs)))
         return self._latest[1]
 
     def _with_outputs(self, names: Sequence[str]) -> bytes:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,19 +41,26 @@ class Engine(Protocol):
         """The outputs, in the file's order; those of float16 as float32."""
 
 
+def onnx_session(model: Path | bytes, threads: int | None = None) -> Any:
+    """An onnxruntime.InferenceSession on the CPU, with so many of its cores, by default all that this process has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: warnings tell of outputs without a declared type
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # Threads that wait for work by spinning take the cores from reading, from drawing and from other programs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 class OnnxRuntime:
     def __init__(self, file: Path, threads: int, callers: int = 1) -> None:
-        import onnxruntime
-
         if file.is_dir() or file.suffix.lower() == ".xml":
             raise ValueError(f"{file} is not an ONNX file; run OpenVINO's with engine='openvino'.")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors: what is wrong with a file is raised below
-        options.intra_op_num_threads = max(threads // callers, 1)
-        # Threads that wait for work by spinning take the cores from reading, from drawing and from other programs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            self._session = onnx_session(file, max(threads // callers, 1))
+        except ImportError:
+            raise
         except Exception as error:  # its own classes, which derive from Exception alone
             raise ValueError(_unloadable(file, "ONNX Runtime", error)) from error
         inputs = self._session.get_inputs()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastyolo.bench.environment import installed_version
 from fastyolo.bench.timing import Call
-from fastyolo.runtime.engines import openvino_core
+from fastyolo.runtime.engines import onnx_session, openvino_core
 
 PACKAGES = ("onnx", "onnxruntime", "openvino")  # that give NMS a peer, the first one for all others
 
@@ -65,12 +65,7 @@ def _model(boxes: Sequence[int], scores: Sequence[int], settings: tuple[int, flo
 
 
 def _onnxruntime(model: bytes, feeds: _Feeds) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the others need the cores in between
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(model, torch.get_num_threads())
     inputs = dict(zip(("boxes", "scores"), feeds, strict=True))
     return lambda: session.run(None, inputs)[0]
 

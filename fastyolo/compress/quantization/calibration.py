@@ -28,6 +28,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from fastyolo._files import replacing
 from fastyolo.compress.quantization import MIN_IMAGES, Calibrator, Progress
+from fastyolo.runtime.engines import onnx_session
 from fastyolo.runtime.letterbox import Float32, Letterbox, Size
 from fastyolo.runtime.metadata import Preprocessing
 from fastyolo.runtime.sources import IMAGES, list_files, read_image
@@ -266,10 +267,7 @@ def _runner(model: ModelProto, tensors: Collection[str]) -> tuple[Callable[[Floa
     source = probe.graph.input[0]
     names = [tensor for tensor in sorted(tensors) if tensor != source.name]
     probe.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(probe.SerializeToString())
 
     def run(images: Float32, count: int) -> dict[str, Float32]:
         found = dict(zip(names, session.run(names, {source.name: images}) if names else (), strict=True))

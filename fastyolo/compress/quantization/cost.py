@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from onnx import ModelProto
 
+from fastyolo.runtime.engines import onnx_session
 from fastyolo.runtime.letterbox import Size
 
 Make = Callable[[], ModelProto]
@@ -24,15 +23,6 @@ Make = Callable[[], ModelProto]
 _AT_ONCE = 6  # graphs in turns with the reference: each holds weights and maps
 _SECONDS = 1.5  # of each graph,
 _ROUNDS = 10  # and at least so many turns
-
-
-def session(model: ModelProto) -> Any:
-    """An onnxruntime.InferenceSession on the CPU, with all the cores of this process."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as fastyolo.runtime runs it
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ def _samples(runs: Sequence[Callable[[], Any]]) -> list[list[float]]:
 
 
 def _run(model: ModelProto, imgsz: Size) -> Callable[[], Any]:
-    runs = session(model)
+    runs = onnx_session(model.SerializeToString())
     (source,) = runs.get_inputs()
     batch = source.shape[0] if isinstance(source.shape[0], int) else 1
     image = np.random.default_rng(0).random((batch, 3, *imgsz), np.float32)

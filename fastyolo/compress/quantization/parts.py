@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from fastyolo.compress.quantization import cost, qdq
+from fastyolo.compress.quantization import qdq
+from fastyolo.runtime.engines import onnx_session
 from fastyolo.runtime.letterbox import Float32
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Noise:
         probe.CopyFrom(model)
         del probe.graph.output[:]
         probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._tensors)
-        session = cost.session(probe)
+        session = onnx_session(probe.SerializeToString())
         (source,) = session.get_inputs()
         for image in self._images:
             yield session.run(self._tensors, {source.name: image})
