@@ -166,10 +166,10 @@ def test_a_gpu_that_is_not_there_is_status_2(arguments, message):
 
 def test_missing_weights_are_one_sentence():
     assert fail(1, "predict") == (
-        "fastyolo: The weights 'yolov8n.pt' are not on this machine and cannot be downloaded; "
+        "fastyolo: The file 'yolov8n.pt' is not on this machine and cannot be downloaded; "
         "pass a detection checkpoint with --weights FILE."
     )
-    assert "'nowhere.pt' are not on this machine" in fail(1, "val", "--weights", "nowhere.pt", "--data", "x.yaml")
+    assert "'nowhere.pt' is not on this machine" in fail(1, "val", "--weights", "nowhere.pt", "--data", "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_debug_shows_the_traceback():
     result = run("predict", "--weights", "nowhere.pt", "--debug")
     assert result.exit_code == 1
     assert "Traceback (most recent call last)" in result.stderr
-    assert "FileNotFoundError: The weights 'nowhere.pt' are not on this machine" in result.stderr
+    assert "FileNotFoundError: The file 'nowhere.pt' is not on this machine" in result.stderr
 
 
 # ---- predict
@@ -378,6 +378,20 @@ def test_val_without_its_data_set(weights):
     assert "nowhere.yaml" in fail(1, "val", "--weights", weights, "--data", "nowhere.yaml")
 
 
+def test_val_of_a_split_that_there_is_not(weights, dataset):
+    sentence = fail(1, "val", "--weights", weights, "--data", dataset, "--split", "test")
+    assert sentence == f"fastyolo: The data set {dataset!r} cannot be used: 'test:' images not found."
+
+
+@pytest.mark.parametrize(
+    "command", ["info", "predict --weights", "val --data coco8.yaml --weights", "export --weights"]
+)
+def test_a_checkpoint_that_was_cut_off(weights, command):
+    Path("cut.pt").write_bytes(Path(weights).read_bytes()[:100_000])
+    sentence = fail(1, *command.split(), "cut.pt")
+    assert sentence.startswith("fastyolo: The file 'cut.pt' cannot be read as a checkpoint of ultralytics (")
+
+
 def test_val_refuses_before_it_validates_what_it_cannot_do(weights, dataset, monkeypatch):
     for package in ("onnx", "onnxslim", "onnxruntime"):
         pytest.importorskip(package)
@@ -456,7 +470,7 @@ def test_program(weights):
             [*program, "predict", "--weights", "no.pt"], capture_output=True, text=True, check=False
         )
         assert failed.returncode == 1
-        assert failed.stderr.splitlines()[-1].startswith("fastyolo: The weights 'no.pt' are not on this machine")
+        assert failed.stderr.splitlines()[-1].startswith("fastyolo: The file 'no.pt' is not on this machine")
 
 
 @pytest.mark.parametrize("name", ["detect", "decode_maps"])

@@ -624,7 +624,8 @@ def test_numbers_of_numpy_are_numbers(models, tmp_path):
 def test_a_damaged_checkpoint_is_named(tmp_path, content):
     file = tmp_path / "best.pt"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^The weights '\S+best.pt' cannot be read \(\w+\); pass a .*\.$"):
+    sentence = r"^The file '\S+best.pt' cannot be read as a checkpoint of ultralytics \(\w+\); pass a .*\.$"
+    with pytest.raises(ValueError, match=sentence):
         export(file)
 
 
@@ -647,7 +648,7 @@ def test_bad_models_are_named(tmp_path):
     (tmp_path / "a.onnx").touch()
     with pytest.raises(ValueError, match=r"weights must be a checkpoint \(.pt\), got '.*a.onnx'"):
         export(tmp_path / "a.onnx")
-    with pytest.raises(FileNotFoundError, match=r"absent.pt' are not on this machine"):
+    with pytest.raises(FileNotFoundError, match=r"absent.pt' is not on this machine"):
         export(tmp_path / "absent.pt")
 
 

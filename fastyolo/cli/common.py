@@ -201,21 +201,22 @@ def progress_bar(console: Console) -> Progress:
 
 
 def load(weights: str, how: str = "with --weights FILE") -> Any:
-    from fastyolo.integrations.ultralytics import acceleration as ultralytics
+    from fastyolo.integrations.ultralytics.acceleration import LOGGER, YOLO
+    from fastyolo.integrations.ultralytics.weights import finding, read_checkpoint
 
+    expected = f"a detection checkpoint {how}"
     try:
-        model = ultralytics.YOLO(weights)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"The weights {weights!r} are not on this machine and cannot be downloaded; "
-            f"pass a detection checkpoint {how}."
-        ) from error
+        if weights.endswith(".pt"):
+            model = read_checkpoint(weights, expected)
+        else:
+            with finding(f"The model {weights!r}", expected):
+                model = YOLO(weights)
     except KeyError as error:  # of a YAML file
         raise ValueError(
             f"The model {weights!r} must have {error.args[0]}; pass a model's YAML file, such as yolov8s-fast.yaml, or "
             f"a checkpoint."
         ) from error
-    ultralytics.LOGGER.setLevel("WARNING")
+    LOGGER.setLevel("WARNING")
     return model
 
 

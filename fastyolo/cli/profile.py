@@ -117,7 +117,7 @@ def profile(
             raise typer.BadParameter("ultralytics sets the number of threads in training.", param_hint="--threads")
         if part is Part.training and data is None:
             raise typer.BadParameter("it is missing, and training needs a data set.", param_hint="--data")
-        if trace and trace.suffix != ".json":
+        if trace and trace.suffix.lower() != ".json":
             raise typer.BadParameter(f"it must end in .json, got {trace.name!r}.", param_hint="--trace")
         import torch
 

@@ -93,7 +93,9 @@ def val(
                 param_hint="--history",
             )
         from fastyolo.integrations.ultralytics.acceleration import is_accelerated
+        from fastyolo.integrations.ultralytics.data import check_split
 
+        check_split(data, split)
         console = Terminal()
         with progress_bar(console) as progress, tempfile.TemporaryDirectory() as scratch:
             task = progress.add_task("val")

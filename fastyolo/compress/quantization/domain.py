@@ -104,7 +104,7 @@ def of_images(weights: str | Path, images: Sequence[Path], imgsz: Size, preproce
         imgsz: height and width in pixels that they are letterboxed to.
         preprocessing: as the network was trained with.
     """
-    from fastyolo.integrations.ultralytics.export import read_checkpoint
+    from fastyolo.integrations.ultralytics.weights import read_checkpoint
 
     network = read_checkpoint(weights).model.float().eval()
     found = divergence(network, _inputs(images, imgsz, preprocessing))

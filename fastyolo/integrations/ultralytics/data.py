@@ -25,6 +25,7 @@ from fastyolo.diagnose.doctor.labels import flaw
 __all__ = [
     "CheckedDataset",
     "build_dataset",
+    "check_split",
     "class_names",
     "describing",
     "letterbox_only",
@@ -75,6 +76,16 @@ def class_names(data: str | Path) -> list[str]:
         return list(check_det_dataset(str(data))["names"].values())
 
 
+def check_split(data: str | Path, split: str) -> None:
+    """Refuse a data set without that split; one that ultralytics knows where to get is on this machine then.
+
+    Raises:
+        ValueError: the split has no images, or the description of the data set is missing or not as expected.
+    """
+    with describing(data):
+        check_det_dataset(str(data), split=split)
+
+
 @contextmanager
 def describing(data: str | Path) -> Iterator[None]:
     """Turn what ultralytics raises about the description of a data set into one sentence.
@@ -85,7 +96,8 @@ def describing(data: str | Path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"The data set {str(data)!r} cannot be used: {_clause(error)}.") from error
+        clause = _clause(error).removeprefix(f"{data} ")
+        raise ValueError(f"The data set {str(data)!r} cannot be used: {clause}.") from error
 
 
 class CheckedDataset(YOLODataset):

@@ -39,6 +39,7 @@ from fastyolo import __version__
 from fastyolo.export import Plugin
 from fastyolo.integrations.ultralytics.acceleration import fuse_sppf, why_not_accelerated
 from fastyolo.integrations.ultralytics.models import PRUNED
+from fastyolo.integrations.ultralytics.weights import read_checkpoint
 from fastyolo.nn import DWSPPF, ECA, FusedSPPF
 from fastyolo.nn.export import Exportable
 from fastyolo.runtime.engines import openvino_core
@@ -56,7 +57,6 @@ __all__ = [
     "metadata_of",
     "origin",
     "properties",
-    "read_checkpoint",
 ]
 
 # What a traced graph puts out: `output_names`' maps in float32, or in the network's dtype for a plugin that reads
@@ -87,31 +87,6 @@ class Input:
     batch: int
     dynamic: bool
     half: bool
-
-
-def read_checkpoint(weights: str | Path) -> YOLO:
-    """The model of a checkpoint, of whatever task.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        TypeError: `weights` is no path.
-        ValueError: it is not a checkpoint (a YAML file would give random weights), or cannot be read.
-    """
-    expected = "pass a detection checkpoint of ultralytics"
-    if not isinstance(weights, str | Path):
-        raise TypeError(f"weights must be a path or a YOLO object, got {weights!r}; {expected}.")
-    name = str(weights)
-    if not name.endswith(".pt"):
-        raise ValueError(f"weights must be a checkpoint (.pt), got {name!r}; {expected}.")
-    try:
-        return YOLO(name)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"The weights {name!r} are not on this machine and cannot be downloaded; {expected}."
-        ) from error
-    except Exception as error:  # unpickling a damaged or foreign file raises whatever its bytes suggest
-        reason = type(error.__cause__ or error).__name__
-        raise ValueError(f"The weights {name!r} cannot be read ({reason}); {expected}.") from error
 
 
 def load(weights: str | Path | YOLO) -> YOLO:
@@ -217,7 +192,7 @@ def graph(network: DetectionModel, form: Form, given: Input, opset: int, plugins
         head.dfl.float()
         network.register_forward_pre_hook(lambda _, inputs: tuple(x.half() for x in inputs))
     names = _names(form, head.nl)
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with _without_tracer_warnings(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         torch.onnx.export(
             network,
@@ -318,7 +293,7 @@ def convert(
     settings = {"batch": given.batch, "quantize": 16 if given.half else None}
     if given.dynamic:
         settings["dynamic"] = True
-    with _quiet(), _working_in(scratch), _interrupted_at_the_end():
+    with _without_tracer_warnings(), _working_in(scratch), _interrupted_at_the_end():
         exporter = Exporter(overrides={"format": kind, "imgsz": list(given.imgsz), "device": "cpu", **settings})
         folder = Path(exporter(model=source))
     (folder / "model_ncnn.py").unlink(missing_ok=True)  # pnnx's example, with the paths of `scratch`
@@ -401,7 +376,7 @@ def _interrupted_at_the_end() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _without_tracer_warnings() -> Iterator[None]:
     """Without the warnings of torch's tracer: that it has a successor, and that sizes become constants."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

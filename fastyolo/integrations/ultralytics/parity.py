@@ -24,8 +24,8 @@ from ultralytics.utils.metrics import DetMetrics
 from ultralytics.utils.patches import imread
 
 from fastyolo.integrations.ultralytics.acceleration import ASSETS, HeadTap, predictor_of, why_not_accelerated
-from fastyolo.integrations.ultralytics.export import read_checkpoint
 from fastyolo.integrations.ultralytics.stock import stock_predictions
+from fastyolo.integrations.ultralytics.weights import read_checkpoint
 from fastyolo.runtime.metadata import Nms
 
 __all__ = ["ASSETS", "Accuracy", "Layer", "Placement", "Reference"]

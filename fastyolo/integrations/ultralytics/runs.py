@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_file, check_model_file_from_stem
 from ultralytics.utils.patches import torch_load
 
+from fastyolo.integrations.ultralytics.weights import finding, loading
 from fastyolo.train import settings
 
 __all__ = [
@@ -145,7 +145,7 @@ def check_model(file: str) -> None:
     if not _is_yaml(file):
         _check_checkpoint(what, str(check_model_file_from_stem(file)), expected)
         return
-    with _finding(what, expected):
+    with finding(what, expected):
         model = yaml_model_load(file)
     for part in ("backbone", "head"):
         rows = model.get(part)
@@ -170,25 +170,9 @@ def check_teacher(file: str) -> None:
 def _check_checkpoint(what: str, file: str, expected: str) -> None:
     if not file.endswith(".pt"):
         raise ValueError(f"{what} is of an unknown kind; pass {expected} (.pt).")
-    try:
-        with _finding(what, expected):
-            task = load_checkpoint(file)[0].task
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # unpickling a damaged or foreign file raises whatever its bytes suggest
-        reason = type(error.__cause__ or error).__name__
-        raise ValueError(
-            f"{what} cannot be read as a checkpoint of ultralytics ({reason}); pass {expected}."
-        ) from error
+    with loading(what, expected):
+        task = load_checkpoint(file)[0].task
     _check_task(what, task)
-
-
-@contextmanager
-def _finding(what: str, expected: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"{what} is not on this machine and cannot be downloaded; pass {expected}.") from error
 
 
 def _check_task(what: str, task: str | None) -> None:

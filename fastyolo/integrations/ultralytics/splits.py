@@ -17,7 +17,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_model_file_from_stem
 
 from fastyolo.integrations.ultralytics.data import build_dataset, describing
-from fastyolo.integrations.ultralytics.export import read_checkpoint
+from fastyolo.integrations.ultralytics.weights import read_checkpoint
 from fastyolo.train.settings import split
 
 __all__ = ["Split", "read", "scale_of"]
