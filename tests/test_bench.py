@@ -12,6 +12,7 @@ import resource
 import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from typer.testing import CliRunner
 
 from fastyolo import ops
-from fastyolo.bench import cases, timing
+from fastyolo.bench import cases, roofline, timing
 from fastyolo.bench import ops as bench
 from fastyolo.bench.agreement import Agreement, compare
 from fastyolo.bench.cases import Choice, dfl_decode, feature_maps, nms, onnx_nms
@@ -364,6 +365,14 @@ def test_contenders_take_turns():
     assert "".join(log) == "aabb" + "abbaab"
     assert result["a"] == timing.Timing(median_us=2.0, low_us=2.0, high_us=2.0, samples=3, parts_us=(2.0, 2.0, 2.0))
     assert result["b"].median_us == 5.0
+
+
+def test_the_limit_of_compute_is_not_that_of_a_slow_library_for_matrices(monkeypatch):
+    monkeypatch.setattr(roofline, "_BYTES", 1 << 20)
+    slow = timing.CpuContender([lambda: time.sleep(0.02)])
+    monkeypatch.setattr(roofline, "matrix_product", lambda device, side: slow)
+    of_products = 2 * 512**3 / 0.02
+    assert roofline.measure(CPU).flops > 1.2 * of_products  # 13 GFLOP/s, of convolutions on any processor more
 
 
 def test_visits_lie_apart():
