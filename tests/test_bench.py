@@ -13,6 +13,7 @@ import runpy
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_quick_run_and_its_tables(tmp_path, monkeypatch, capsys):
         "multiclass_nms": [{"ultralytics"} | ONNX],
         "nms": [{"torchvision", "opencv"} | ONNX] * 2,
         "batched_nms": [{"torchvision", "opencv"} | ONNX],
-        "dfl_decode": [{"ultralytics"}] * 2,
+        "dfl_decode": [{"ultralytics"}, {"ultralytics", "ultralytics loss"}],
         "eca": [{"torch", "copy"}] * 2,
         "dw_sppf": [{"torch"}] * 2,
         "sppf_pool": [{"torch"}, {"torch"}, {"ultralytics"}, {"ultralytics"}],
@@ -350,21 +351,47 @@ def test_synthetic_maps_have_the_statistics_of_real_ones():
     assert all(a.equal(b) for a, b in zip([*box_maps, *cls_maps], [*again[0], *again[1]], strict=True))
 
 
-def test_contenders_take_turns():
-    log = []
+class Logging(timing.Contender):
+    def __init__(self, name: str, seconds: float, log: list[str]) -> None:
+        self.name, self.seconds, self.log = name, seconds, log
 
-    class Logging(timing.Contender):
-        def __init__(self, name: str, seconds: float) -> None:
-            self.name, self.seconds = name, seconds
+    def sample(self) -> float:
+        self.log.append(self.name)
+        return self.seconds
+
+
+def test_contenders_take_turns():
+    log: list[str] = []
+    seconds = {"a": 2e-6, "b": 5e-6, "c": 0.2}
+    contenders = {name: Logging(name, value, log) for name, value in seconds.items()}
+    result = timing.interleave(contenders, seconds=0, min_rounds=60)
+    assert "".join(log[:5]) == "aabbc"  # to warm up
+    rounds = "".join(log[5:]).replace("aa", "A").replace("bb", "B").upper()  # a short call is timed after another
+    assert len(rounds) == 180
+    assert all(before != after for before, after in itertools.pairwise(rounds))
+    orders = [rounds[i : i + 3] for i in range(0, 180, 3)]
+    assert {"".join(sorted(order)) for order in orders} == {"ABC"}
+    assert min(Counter(orders).values()) >= 4
+    assert len({*orders}) == 6
+    assert result["a"] == timing.Timing(median_us=2.0, low_us=2.0, high_us=2.0, samples=60, parts_us=(2.0,) * 8)
+    assert result["b"].median_us == 5.0
+
+
+def test_what_a_call_leaves_behind_does_not_show():
+    """A contender that finds the caches as another left them is timed like one that follows itself."""
+    previous = ""
+
+    class Cached(timing.Contender):
+        def __init__(self, name: str) -> None:
+            self.name = name
 
         def sample(self) -> float:
-            log.append(self.name)
-            return self.seconds
+            nonlocal previous
+            warm, previous = previous == self.name, self.name
+            return 1e-4 if warm else 3e-4
 
-    result = timing.interleave({"a": Logging("a", 2e-6), "b": Logging("b", 5e-6)}, seconds=0, min_rounds=3)
-    assert "".join(log) == "aabb" + "abbaab"
-    assert result["a"] == timing.Timing(median_us=2.0, low_us=2.0, high_us=2.0, samples=3, parts_us=(2.0, 2.0, 2.0))
-    assert result["b"].median_us == 5.0
+    samples = timing.take_turns({name: Cached(name) for name in "abc"}, seconds=0, min_rounds=20)
+    assert samples == {name: [1e-4] * 20 for name in "abc"}
 
 
 def test_the_limit_of_compute_is_not_that_of_a_slow_library_for_matrices(monkeypatch):
@@ -376,23 +403,19 @@ def test_the_limit_of_compute_is_not_that_of_a_slow_library_for_matrices(monkeyp
 
 
 def test_visits_lie_apart():
-    log = []
+    log: list[str] = []
 
-    class Logging(timing.Contender):
-        def __init__(self, name: str) -> None:
-            self.name = name
-
+    class Counting(Logging):
         def sample(self) -> float:
-            log.append(self.name)
-            return 1e-6 * len(log)
+            return super().sample() * len(log)
 
-    groups = [{"a": Logging("a")}, {"b": Logging("b")}]
+    groups = [{name: Counting(name, 1e-6, log)} for name in "ab"]
     visits = []
     first, second = timing.visit_in_turns(groups, seconds=1e-9, min_visits=3, on_visit=visits.append, on_failure=print)
     assert visits == [0, 1] * 3  # which use up the time
-    assert "".join(log) == "aaabbb" * 3  # two to warm up
-    assert first["a"].parts_us == pytest.approx((3, 9, 15))
-    assert second["b"].median_us == pytest.approx(12)
+    assert "".join(log) == "aaaabbbb" * 3  # two to warm up, and one before the one that counts
+    assert first["a"].parts_us == pytest.approx((4, 12, 20))
+    assert second["b"].median_us == pytest.approx(16)
     visits.clear()
     timing.visit_in_turns(groups, seconds=1e-9, visits=5, min_visits=5, on_visit=visits.append, on_failure=print)
     assert visits == [0, 1] * 5

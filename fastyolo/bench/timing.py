@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ Call = Callable[[], Any]
 
 VISITS = 8
 _SLOW = 0.1  # seconds of a call, from which on one is enough to warm up
+_SHORT = 0.01  # seconds of a call, up to which what ran before it shows: in the caches, and in threads that sleep
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _captured(call: Call) -> Call:
 
 
 def interleave(contenders: Mapping[str, Contender], *, seconds: float, min_rounds: int) -> dict[str, Timing]:
-    """Sample the contenders in turns, in alternating order, for `seconds` and at least `min_rounds` rounds."""
+    """Sample the contenders in turns for `seconds` and at least `min_rounds` rounds; see `take_turns`."""
     samples = take_turns(contenders, seconds=seconds, min_rounds=min_rounds)
     return {name: _timing(values, medians_of_parts(values)) for name, values in samples.items()}
 
@@ -165,18 +167,37 @@ def visit_in_turns(
 
 
 def take_turns(contenders: Mapping[str, Contender], *, seconds: float, min_rounds: int) -> dict[str, list[float]]:
-    """The samples of `interleave`: seconds per call."""
-    for contender in contenders.values():
+    """Seconds per call of each contender, a sample in each round.
+
+    Each round has another order, in which none follows itself; and a short call is made twice, of which the second is
+    timed. So all are timed warm, whoever ran before.
+    """
+    last: dict[str, float] = {}
+    for name, contender in contenders.items():
         if contender.sample() < _SLOW:
-            contender.sample()
+            last[name] = contender.sample()
     samples: dict[str, list[float]] = {name: [] for name in contenders}
-    order = list(contenders)
+    orders = _orders([*contenders])
     deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(samples[order[0]]) < min_rounds:
-        for name in order:
-            samples[name].append(contenders[name].sample())
-        order.reverse()
+    while time.perf_counter() < deadline or min(map(len, samples.values())) < min_rounds:
+        for name in next(orders):
+            if last.get(name, _SLOW) < _SHORT:
+                contenders[name].sample()
+            last[name] = contenders[name].sample()
+            samples[name].append(last[name])
     return samples
+
+
+def _orders(names: Sequence[str]) -> Iterator[list[str]]:
+    """Of all names, at random, the same every time."""
+    generator = random.Random(0)
+    previous = ""
+    while True:
+        order = generator.sample(names, len(names))
+        if order[0] == previous:
+            order.append(order.pop(0))
+        previous = order[-1]
+        yield order
 
 
 def _timing(samples: Sequence[float], parts: Sequence[float]) -> Timing:
@@ -202,9 +223,12 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
 
 
-def single_pass(num_bytes: int) -> Contender:
-    """CPU: reads an array of `num_bytes` once, with all threads, as an operator does that is bound by memory."""
-    return CpuContender([torch.zeros(max(num_bytes // 4, 1)).amax])
+def memory_passes(num_bytes: int) -> dict[str, Contender]:
+    """CPU: what moves so many bytes with all threads: a reading of an array, and a copy of one of half the size."""
+    elements = max(num_bytes // 4, 2)
+    source, target = torch.zeros(elements), torch.empty(elements // 2)
+    half = source[: elements // 2]
+    return {"read": CpuContender([source.amax]), "copy": CpuContender([lambda: target.copy_(half)])}
 
 
 def copy_bandwidth() -> float:

@@ -60,8 +60,8 @@ class Case:
         bytes_moved: that any implementation has to read and write, in one call.
         check: raises DisagreementError.
         facts: what else the inputs are.
-        flops: that any implementation has to compute, an exponential as one; 0 where an operator is none of arithmetic,
-            as NMS and pooling, whose work is comparisons.
+        flops: that any implementation has to compute, an exponential as one; 0 for operators without arithmetic, as NMS
+            and pooling, whose work is comparisons.
     """
 
     op: str

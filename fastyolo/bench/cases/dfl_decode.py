@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""dfl_decode: against the DFL module and dist2bbox of ultralytics."""
+"""dfl_decode: against the DFL module and dist2bbox of ultralytics, and with backward also what its loss has."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BACKWARD_FLOPS = DECODE_FLOPS + 3  # the same once more, and p_i (i - E) g
 def dfl_decode_cases(inputs: Inputs, choice: Choice) -> Iterator[Case]:
     dtypes = choice.pick(choice.dtypes, (inputs.dtype,))
     compiled = not choice.quick and why_not_compiled(inputs.device) is None
-    for batch, dtype, backward in itertools.product(choice.pick(choice.batches, (1, 16)), dtypes, (False, True)):
+    for backward, batch, dtype in itertools.product((False, True), choice.pick(choice.batches, (1, 16)), dtypes):
         yield _dfl_decode(inputs, batch, dtype, backward, compiled=compiled)
 
 
@@ -39,9 +39,11 @@ def _dfl_decode(inputs: Inputs, batch: int, dtype: torch.dtype, backward: bool, 
     sets = [first, *(inputs.logits(batch, 16, seed, dtype) for seed in range(1, inputs.rotation(first[0].nbytes)))]
     implementations: dict[str, Callable[..., Call]] = {OURS: lambda *x: lambda: ops.dfl_decode(*x)}
     if installed_version("ultralytics"):
-        from fastyolo.integrations.ultralytics.stock import stock_dfl_decode
+        from fastyolo.integrations.ultralytics.stock import stock_dfl_decode, stock_loss_decode
 
         implementations["ultralytics"] = stock_dfl_decode
+        if backward:
+            implementations["ultralytics loss"] = stock_loss_decode
         if compiled:
             implementations["torch.compile"] = lambda *x: compiled_by_torch(stock_dfl_decode(*x))
     calls = {

@@ -48,6 +48,18 @@ def stock_dfl_decode(logits: Tensor, anchor_points: Tensor, strides: Tensor) -> 
     return lambda: dist2bbox(dfl(logits), points, xywh=False, dim=1) * strides
 
 
+def stock_loss_decode(logits: Tensor, anchor_points: Tensor, strides: Tensor) -> Callable[[], Tensor]:
+    """A call that decodes as ultralytics' loss does in training, which has the anchors before the logits: [B, A, 4]."""
+    bins = torch.arange(logits.shape[1] // 4).to(logits)
+    points, strides = anchor_points.T.to(logits), strides.to(logits)[:, None]
+
+    def call() -> Tensor:
+        of_sides = logits.permute(0, 2, 1).contiguous().view(len(logits), len(points), 4, -1)
+        return dist2bbox(of_sides.softmax(3).matmul(bins), points, xywh=False) * strides
+
+    return call
+
+
 def stock_sppf(weights: str = "yolov8n.yaml") -> SPPF:
     """The SPPF block of a detection model, its normalisations folded, in evaluation mode."""
     network = YOLO(weights).model.eval().fuse(verbose=False)
