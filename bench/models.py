@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import torch
 
 from fastyolo._files import write_json
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.bench.timing import Contender, interleave
 from fastyolo.integrations.ultralytics.acceleration import LOGGER, YOLO, describe
-from fastyolo.runtime.engines import onnx_session
+from fastyolo.runtime.engines import onnx_session, openvino_core
 
 PAIRS = [(f"yolov8{scale}-fast", f"yolov8{scale}") for scale in "nsmlx"]
 PAIRS += [("yolov8s-fast-p2", "yolov8s-p2"), ("yolov8s-fast-p45", "yolov8s")]
@@ -113,7 +112,7 @@ def load_openvino(file: Path, threads: int, imgsz: int) -> Callable[[], Any]:
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
+    request = openvino_core().compile_model(file, "CPU", settings).create_infer_request()
     inputs = {0: image(imgsz)}
     return lambda: request.infer(inputs)
 

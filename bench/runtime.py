@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 from fastyolo._files import write_json
+from fastyolo._machine import cores
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.bench.timing import Contender, interleave
 from fastyolo.export import export
@@ -81,7 +82,7 @@ def main() -> None:
         "schema": 1,
         "kind": "runtime",
         "device": "cpu",
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": cores(),
         "imgsz": arguments.imgsz,
         "weights": Path(arguments.weights).name,
         "images": len(files),

@@ -17,10 +17,10 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def silent_logger(name: str, least: int = logging.ERROR) -> Iterator[None]:
-    """Only what is of that level and above is logged."""
+    """Only what is of that level and above is logged, or less if less is logged already."""
     logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(least)
+    logger.setLevel(max(level, least))
     try:
         yield
     finally:

@@ -277,6 +277,39 @@ def test_a_candidate_that_fails_leaves_the_others(
 
 
 @pytest.mark.usefixtures("quick")
+def test_an_export_that_fails_leaves_the_others(weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+
+    def export(*_: Any, imgsz: int, batch: int, **__: Any) -> Path:
+        raise RuntimeError("no such operator.")
+
+    monkeypatch.setattr("fastyolo.export.export", export)
+    arguments = ["--weights", weights, "--imgsz", "64", "96", "--threads", "1", "--json", "out.json"]
+    done = run(*arguments, "--runtime", "pytorch", "onnxruntime")
+    sentences = [f"export of onnx at {size}, batch 1 is left out: RuntimeError: no such operator." for size in (64, 96)]
+    assert (done.exit_code, done.stderr.splitlines()) == (1, [f"fastyolo: {sentence}" for sentence in sentences])
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert [set(row["latency"]) for row in report["results"]] == [{"pytorch"}] * 2
+    assert report["left_out"] == sentences
+    nothing = run(*arguments, "--runtime", "onnxruntime")
+    assert (nothing.exit_code, nothing.stdout) == (1, "")
+    assert sentences[0] in nothing.stderr
+
+
+def test_memory_is_measured_with_a_photograph_that_can_be_read(
+    exported: Path, quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    good, seen = bench.sample_photographs()[0], []
+    monkeypatch.setattr(bench, "peak_mb", lambda *_, photograph, **__: seen.append(photograph) or 1.0)
+    candidates = [bench.Candidate("fixed.onnx", "onnxruntime", exported, 64, 1)]
+    settings: dict[str, Any] = {"threads": [1], "photographs": [str(tmp_path / "broken.jpg"), good], "device": "cpu"}
+    settings |= {"labelled": None, "on_progress": lambda *_: None, "on_failure": pytest.fail}
+    assert len([*bench.measure(candidates, **settings)]) == 1
+    assert seen == [good]
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_candidate_whose_accuracy_fails_leaves_the_others(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def accuracy(self: bench.Labelled, candidate: bench.Candidate, on_progress: Any) -> dict[str, Any]:
         if candidate.batch == 1 and candidate.model == "b.onnx":

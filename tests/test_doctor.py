@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -442,6 +443,17 @@ def findings_of(folder: Path) -> set[str]:
 def test_a_healthy_run_has_no_finding(tmp_path):
     scaled = write_run(tmp_path / "run", lambda epoch, row: row.update({"amp/scale": 65536 / 2 ** (epoch % 5)}))
     assert findings_of(scaled) == set()
+
+
+def test_findings_name_the_epoch_of_a_run_that_went_on_elsewhere(tmp_path):
+    """On a CPU there is no loss scale; and the rows of a run that goes on need not begin with the first epoch."""
+
+    def plant(epoch: int, row: dict[str, float]) -> None:
+        row["amp/scale"] = math.nan if epoch < 4 else 0.25 if epoch == 7 else 65536.0
+
+    folder = write_run(tmp_path / "run", plant)
+    (finding,) = run.examine(folder, YAML.load(folder / "args.yaml")).findings
+    assert "fell from 6.55e+04 to 0.25 in epoch 7:" in finding.evidence
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +34,7 @@ from ultralytics.utils.torch_utils import get_flops
 
 from fastyolo.bench.environment import environment
 from fastyolo.integrations.ultralytics.head import LightDetect
+from fastyolo.integrations.ultralytics.hooks import rebound
 from fastyolo.integrations.ultralytics.models import MODELS, register, transfer
 from fastyolo.nn import DWSPPF, GELAN, DSConv
 
@@ -317,6 +318,43 @@ def test_models_are_built_in_several_threads_at_once():
     heads = {"yolov8n-fast.yaml": LightDetect, "yolov8n-fast-p45.yaml": LightDetect}
     assert [type(network.model[-1]) for network in networks] == [heads.get(name, Detect) for name in names]
     assert dict(vars(tasks)) == before
+
+
+def test_a_version_that_reads_other_names_is_refused():
+    """As one would be that told modules apart by sets outside of parse_model(): the places would mean nothing."""
+    kinds = frozenset({nn.Linear})
+
+    def parse_model(d: dict, ch: int, verbose: bool = True) -> bool:
+        return any(kind in kinds for kind in d)
+
+    other = SimpleNamespace(parse_model=parse_model, check_yaml=None, BaseModel=None, C3TR=nn.Linear)
+    with pytest.raises(ImportError, match=r"does not read C3TR in ultralytics\.nn\.tasks\.parse_model, where fastyolo"):
+        register(other)
+    assert (other.parse_model, other.check_yaml) == (parse_model, None)
+
+
+def test_a_name_that_is_not_read_is_not_replaced():
+    module = ModuleType("elsewhere")
+    source = """
+from functools import cache
+
+limit = wrapped = other = 1
+
+def read():
+    return [limit for _ in range(2)]
+
+class Reader:
+    @staticmethod
+    @cache
+    def read():
+        return wrapped
+"""
+    exec(source, vars(module))
+    with rebound(module, limit=2, wrapped=3):
+        assert (module.read(), module.Reader.read()) == ([2, 2], 3)
+    assert module.read() == [1, 1]
+    with pytest.raises(ImportError, match="does not read other in elsewhere"), rebound(module, other=2):
+        pass
 
 
 def test_registering_twice_changes_nothing():

@@ -237,6 +237,19 @@ def test_targets_are_met_closely(checkpoint, tmp_path, target, share):
     assert json.loads(json.dumps(report.as_dict()))["layers"]
 
 
+def test_a_model_that_is_pruned_stays_as_it_is(checkpoint, monkeypatch):
+    monkeypatch.setattr("fastyolo.compress.pruning.latency.SECONDS", 0.0)
+    for package in ("onnx", "onnxslim", "onnxruntime"):
+        pytest.importorskip(package)
+    model = YOLO(checkpoint)
+    network, parameters = model.model, sum(p.numel() for p in model.parameters())
+    with pytest.raises(ValueError, match="at least about"):
+        prune(model, latency=1e-4, imgsz=SIZE)
+    prune(model, ratio=0.3, imgsz=SIZE)
+    assert model.model is network
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
 def test_latency_is_that_of_onnx_runtime(checkpoint, monkeypatch):
     for package in ("onnx", "onnxslim", "onnxruntime"):
         pytest.importorskip(package)

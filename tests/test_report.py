@@ -413,6 +413,7 @@ def test_pictures_show_labels_and_what_the_files_find(summary, written, tmp_path
         {"training": {"lr0": 0.01, "amp": "bf16", "plots": False, "class_weights": [1.0, 2.0]}, "target_size": 2.5},
         {"epochs": epochs_of(list(SETTINGS["epochs"]), None, 20)},
         {"epochs": {}, "weights": "a.pt", "skip": ["light", "distilled", "pruned"]},
+        {"epochs": {}, "weights": "a.pt", "skip": ["light", "distilled"], "light": None},
     ],
 )
 def test_the_command_repeats_the_run(changes, summary, tmp_path, monkeypatch):

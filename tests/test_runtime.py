@@ -493,6 +493,8 @@ def test_arguments_of_another_type(maps, folder):
     det = Detector(maps)
     with pytest.raises(TypeError, match="images must be a list of arrays, got generator"):
         det.batch(image for image in ())
+    with pytest.raises(TypeError, match="images must be a list of arrays, got ndarray"):
+        det.batch(np.zeros((0, 32, 32, 3), np.uint8))
     with pytest.raises(TypeError, match="on_error must be a function of a path and an error, got 5"):
         det.stream(folder, on_error=5)
     with pytest.raises(TypeError, match="image must be uint8 or uint16, got float64"):
@@ -580,6 +582,11 @@ def test_files_that_are_no_models(tmp_path, maps):
     empty.write_bytes(b"")
     for file in (truncated, empty):
         assert "is not a model that ONNX Runtime can load, or is damaged" in refused(file)
+    constant = helper.make_node("Constant", [], ["output0"], value_float=1.0)
+    output = helper.make_tensor_value_info("output0", TensorProto.FLOAT, ())
+    graph = helper.make_graph([constant], "graph", [], [output])
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "no.onnx")
+    assert "must take an image, but has no inputs" in refused(tmp_path / "no.onnx")
     with pytest.raises(FileNotFoundError, match=r"The model 'nowhere.onnx' does not exist"):
         Detector("nowhere.onnx")
 

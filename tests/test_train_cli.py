@@ -97,6 +97,8 @@ def test_options(monkeypatch):
         "kd_mask": "all",
     }
     assert teachers == ["t.pt"]
+    given = arguments_of(monkeypatch, "--data", "d.yaml", "--set", "name=2026-11-24", "--set", "fraction=5e-1")
+    assert (given["name"], given["fraction"]) == ("2026-11-24", 0.5)
     expected = {"data": "d.yaml", "model": "yolov8s-fast.yaml", "project": str(Path("runs/detect").absolute())}
     assert arguments_of(monkeypatch, "--data", "d.yaml") == expected
 

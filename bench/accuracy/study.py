@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import shutil
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -29,6 +28,7 @@ from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import LOGGER
 
 from fastyolo._files import write_json
+from fastyolo._machine import cores
 from fastyolo.bench.environment import environment
 from fastyolo.integrations.ultralytics.accuracy import IOU, SCORE, SIZES, evaluate
 from fastyolo.nn import GELAN
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-train", action="store_true", help="evaluate what is finished, and nothing else")
     arguments = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     parent = arguments.runs.resolve()
     runs = [Run(name, seed, parent) for seed in arguments.seeds for name in arguments.variants]
     for run in runs:

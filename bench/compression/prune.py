@@ -14,7 +14,6 @@ weights are.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ultralytics import YOLO
 from ultralytics.utils import LOGGER
 
 from fastyolo._files import write_json
+from fastyolo._machine import cores
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.compress.pruning import prune
 from fastyolo.compress.pruning.latency import LatencyMeter
@@ -61,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.data or arguments.latency_only):
         parser.error("--data is needed to train")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     recipe = {
         "batch": arguments.batch,
         "nbs": arguments.batch,  # an update for each batch: with 64 images to an update, few epochs are too few updates

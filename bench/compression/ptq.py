@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ from runtimes import RUNTIMES, latencies
 from ultralytics.data.utils import check_det_dataset, img2label_paths
 
 from fastyolo._files import replacing, write_json
+from fastyolo._machine import cores
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.compress.quantization import CALIBRATORS, ptq, qdq, quantize
 from fastyolo.export import export
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of measurement")
     parser.add_argument("--json", metavar="FILE", type=Path, help="default: bench/results/ptq-WEIGHTS-DATE.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     LOGGER.setLevel("WARNING")
     halves = split(arguments.data, arguments.work.resolve())
     variants = ("float32", *CALIBRATORS, FOR_ONNXRUNTIME, "naive")
@@ -65,7 +65,7 @@ def main() -> None:
         "schema": 1,
         "kind": "ptq",
         "device": "cpu",
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": cores(),
         "data": arguments.data.resolve().parent.name,
         "weights": arguments.weights.name,
         "imgsz": arguments.imgsz,

@@ -11,7 +11,6 @@ command can be repeated until all is there. Needs nvidia-modelopt and openvino.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import yaml
 from runtimes import RUNTIMES, latencies
 
 from fastyolo._files import write_json
+from fastyolo._machine import cores
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.compress.quantization import CALIBRATORS, qdq, quantize
 from fastyolo.export import export
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of measurement")
     parser.add_argument("--json", metavar="FILE", type=Path, help="default: bench/results/qat-DATA-DATE.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     files = make(arguments)
     LOGGER.setLevel("WARNING")
     facts = environment()
@@ -55,7 +55,7 @@ def main() -> None:
         "schema": 1,
         "kind": "qat",
         "device": "cpu",
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": cores(),
         "data": title,
         "weights": arguments.weights.name,
         "model": Path(YOLO(arguments.weights).model.yaml.get("yaml_file", "")).stem,

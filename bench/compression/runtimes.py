@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastyolo._machine import cores
 from fastyolo.bench.timing import CpuContender, interleave
 from fastyolo.runtime.engines import onnx_session, openvino_core, openvino_model
 
@@ -35,7 +35,7 @@ def in_onnxruntime(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]
 
 def in_openvino(file: Path, image: np.ndarray[Any, Any]) -> Callable[[], Any]:
     # What is not int8 in float32: OpenVINO takes bfloat16 by itself on a processor that is fast in it.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cores()}
     return partial(openvino_core().compile_model(openvino_model(file), "CPU", settings), image)
 
 

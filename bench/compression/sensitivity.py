@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import yaml
 from ptq import HALVES, RESULTS, accuracy, split
 
 from fastyolo._files import write_json
+from fastyolo._machine import cores
 from fastyolo.bench.environment import environment, installed_version
 from fastyolo.compress.quantization import CALIBRATORS, quantize
 from fastyolo.compress.quantization.sensitivity import sensitivity
@@ -45,7 +45,7 @@ def main() -> None:
         "--json", metavar="FILE", type=Path, help="default: bench/results/sensitivity-WEIGHTS-DATE.json"
     )
     arguments = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     LOGGER.setLevel("WARNING")
     halves = split(arguments.data, arguments.work.resolve())
     facts = environment()
@@ -53,7 +53,7 @@ def main() -> None:
         "schema": 1,
         "kind": "sensitivity-study",
         "device": "cpu",
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": cores(),
         "data": arguments.data.resolve().parent.name,
         "weights": arguments.weights.name,
         "imgsz": arguments.imgsz,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fastyolo
+from fastyolo._machine import cores
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ def cpu() -> dict[str, Any]:
     models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return {
         "model": models[0] if models else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "isa": fastyolo.build_info()["cpu_isa"],
     }
 

@@ -103,23 +103,33 @@ def export_candidates(
     batches: Sequence[int],
     folder: Path,
     on_progress: OnProgress,
+    on_failure: Callable[[str], None],
 ) -> Iterator[Candidate]:
-    """The candidates of a checkpoint, exported once for each format, size and batch."""
+    """The candidates of a checkpoint, exported once for each format, size and batch.
+
+    `on_failure` is called with a sentence about an export that fails, whose candidates are left out.
+    """
     from fastyolo.export import export
 
     @functools.cache
-    def exported(format_: Format, suffix: str, imgsz: int, batch: int) -> Path:
-        on_progress(f"export at {imgsz}, batch {batch}", 0.0)
+    def exported(format_: Format, suffix: str, imgsz: int, batch: int) -> Path | None:
+        what = f"export of {format_} at {imgsz}, batch {batch}"
+        on_progress(what, 0.0)
         path = folder / f"{imgsz}-{batch}{suffix}"
         outputs: Outputs | None = "maps" if format_ == "onnx" else None  # which OpenVINO reads, too
-        return export(weights, format_, outputs=outputs, imgsz=imgsz, batch=batch, path=path)
+        try:
+            return export(weights, format_, outputs=outputs, imgsz=imgsz, batch=batch, path=path)
+        except Exception as error:  # of any converter
+            on_failure(_sentence(what, error))
+            return None
 
     for imgsz, batch, name in itertools.product(sizes, batches, names):
-        file = Path(weights)
+        file: Path | None = Path(weights)
         if name != PYTORCH:
             runtime = RUNTIMES[name]
             file = exported(runtime.format, runtime.suffix, imgsz, batch if runtime.batches else 1)
-        yield Candidate(Path(weights).name, name, file, imgsz, batch)
+        if file:
+            yield Candidate(Path(weights).name, name, file, imgsz, batch)
 
 
 def names_of(files: Sequence[Path]) -> dict[Path, str]:
@@ -244,7 +254,7 @@ def measure(
         accuracies = _accuracies(candidates, labelled, on_progress, on_failure)
         candidates = [candidate for candidate in candidates if str(candidate) in accuracies]
     files = list(photographs) or (labelled.images if labelled else [])
-    images = _read(files)
+    readable, images = _read(files)
     for batch in dict.fromkeys(candidate.batch for candidate in candidates):
         group = [candidate for candidate in candidates if candidate.batch == batch]
         for count in threads:
@@ -263,7 +273,7 @@ def measure(
                         batch=batch,
                         threads=count,
                         device=device,
-                        photograph=files[0],
+                        photograph=readable,
                     )
                 except Exception as error:  # of any runtime, or of a machine whose memory is used up
                     on_failure(_sentence(f"{candidate}, batch {batch}, {threads_text(count)}", error))
@@ -321,11 +331,12 @@ def _sentence(what: str, error: Exception) -> str:
     return f"{what} is left out: {type(error).__name__}: {reason}."
 
 
-def _read(files: Sequence[str]) -> list[npt.NDArray[Any]]:
-    images = [image for file in files[:PHOTOGRAPHS] if (image := runtimes.photograph(file)) is not None]
+def _read(files: Sequence[str]) -> tuple[str, list[npt.NDArray[Any]]]:
+    """The images of those files that can be read, and the first of these files."""
+    images = {file: image for file in files[:PHOTOGRAPHS] if (image := runtimes.photograph(file)) is not None}
     if not images:
         raise ValueError(f"None of the photographs can be read: {', '.join(map(str, files[:PHOTOGRAPHS]))}.")
-    return images
+    return next(iter(images)), [*images.values()]
 
 
 def _latencies(
@@ -429,24 +440,19 @@ def data_name(data: str) -> str:
 
 def plot(document: dict[str, Any], path: Path) -> None:
     """Speed against accuracy of a report with accuracies, and recall by size of objects where PyTorch's is known."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
     from fastyolo._files import replacing
 
-    mpl.use("agg")
-    from matplotlib import pyplot
-
     recalls = [row for row in document["results"] if "recall" in row["accuracy"].get(PYTORCH, {})]
-    figure, axes = pyplot.subplots(
-        1, 2 if recalls else 1, figsize=(11 if recalls else 6, 4.4), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(11 if recalls else 6, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2 if recalls else 1, squeeze=False)
     _plot_speed(axes[0, 0], document)
     if recalls:
         _plot_recall(axes[0, 1], document, recalls)
     figure.suptitle(f"{document['weights']} on {document['data']}, {document['images']} images")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix[1:].lower())
-    pyplot.close(figure)
 
 
 def _plot_speed(axes: Axes, document: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +155,3 @@ def num_bytes(file: Path) -> int:
         return sum(path.stat().st_size for path in file.rglob("*") if path.is_file())
     parts = (file, file.with_suffix(".bin")) if file.suffix.lower() == ".xml" else (file,)
     return sum(path.stat().st_size for path in parts)
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))

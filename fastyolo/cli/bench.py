@@ -19,6 +19,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from fastyolo._files import replacing, write_json
+from fastyolo._machine import cores
 from fastyolo.cli.common import (
     Debug,
     DeviceName,
@@ -167,7 +168,6 @@ def ops(
         from fastyolo.bench import ops as bench
         from fastyolo.bench.cases import CASES, WIDTHS, Choice, Inputs
         from fastyolo.bench.roofline import measure
-        from fastyolo.bench.runtimes import cores
 
         target = torch.device(device.value)
         if target.type == "cuda" and not torch.cuda.is_available():
@@ -309,7 +309,7 @@ def model(
         from fastyolo.bench import model_table, runtimes
 
         sizes, batches = sorted({*(imgsz or ())}), sorted({*(batch or [1])})
-        counts = sorted({*(threads or [runtimes.cores()])})
+        counts = sorted({*(threads or [cores()])})
         files = list(dict.fromkeys(models or ()))
         checkpoint = weights or (None if files else "yolov8n.pt")
         chosen = [item.value for item in runtime or ()] or list(runtimes.NAMES if checkpoint else runtimes.RUNTIMES)
@@ -337,16 +337,18 @@ def model(
                 left_out += sentences
                 for sentence in sentences:
                     console.print(sentence)
+            failures: list[str] = []
             if checkpoint:
                 candidates += bench.export_candidates(
-                    checkpoint, usable, sizes or [640], batches, Path(folder), advance
+                    checkpoint, usable, sizes or [640], batches, Path(folder), advance, failures.append
                 )
             if not candidates:
-                raise ValueError("batch (--batch) must be one that a file takes. " + " ".join(left_out))
+                raise ValueError(
+                    " ".join(failures) or "batch (--batch) must be one that a file takes. " + " ".join(left_out)
+                )
             if not {candidate.runtime for candidate in candidates} & {runtimes.PYTORCH, "tensorrt"}:
                 device = "cpu"  # where the others run in any case
             labelled = bench.Labelled(data, device) if data else None
-            failures: list[str] = []
             measured = bench.measure(
                 candidates,
                 threads=counts,

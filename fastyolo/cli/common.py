@@ -124,8 +124,13 @@ _PACKAGES = {
     "onnxruntime": "'fastyolo[runtime]'",
     "onnxslim": "'fastyolo[export]'",
     "openvino": "'fastyolo[openvino]'",
+    "torch": "'fastyolo[ultralytics]'",
     "torch_pruning": "'fastyolo[compress]'",
+    "torchvision": "'fastyolo[ultralytics]'",
+    "ultralytics": "'fastyolo[ultralytics]'",
+    "yaml": "'fastyolo[openvino]'",  # all else that reads YAML has torch, and ultralytics with it
 }
+_NOT_FOUND = ("No module named", "import of")  # how Python's own messages begin
 
 
 @contextmanager
@@ -142,8 +147,9 @@ def reporting(debug: bool, status: int = 1) -> Iterator[None]:
             if debug:
                 traceback.print_exc()
                 raise typer.Exit(status) from None
-            if isinstance(error, ModuleNotFoundError) and error.name:
-                package = _PACKAGES.get(error.name, "'fastyolo[ultralytics]'")
+            # Those of an import statement; others say already what to do.
+            if isinstance(error, ModuleNotFoundError) and str(error).startswith(_NOT_FOUND):
+                package = _PACKAGES.get(str(error.name), str(error.name))
                 error = ModuleNotFoundError(f"{error.name} is not installed; pip install {package} brings it.")
             report(str(error) or type(error).__name__)
             raise typer.Exit(status) from None  # a cause that is a StopIteration would be raised in its place

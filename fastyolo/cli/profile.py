@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastyolo._files import write_json
+from fastyolo._machine import cores
 from fastyolo.cli.common import (
     Debug,
     DeviceName,
@@ -124,7 +124,7 @@ def profile(
         from fastyolo import diagnose
         from fastyolo.integrations.ultralytics.acceleration import LOGGER
 
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads or cores())
         LOGGER.setLevel("WARNING")
         console = Terminal()
         count = rounds or _ROUNDS[part]

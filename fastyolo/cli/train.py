@@ -224,12 +224,14 @@ def arguments_in(path: Path | None) -> dict[str, Any]:
 
 
 def _parse(text: str, where: str) -> Any:
-    """YAML, in which 1e-3 is a number too, as YAML 1.2 and its users have it."""
+    """YAML, in which 1e-3 is a number too and a date a text, as YAML 1.2 and its users have it."""
     import yaml  # type: ignore[import-untyped]
 
     loader: Any = type("Loader", (yaml.SafeLoader,), {})
     pattern = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     loader.add_implicit_resolver("tag:yaml.org,2002:float", pattern, list("-+.0123456789"))
+    for resolvers in loader.yaml_implicit_resolvers.values():  # of this class alone, since one was added
+        resolvers[:] = [(tag, shape) for tag, shape in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     try:
         return yaml.load(text, loader)
     except yaml.YAMLError as error:

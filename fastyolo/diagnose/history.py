@@ -79,7 +79,7 @@ def append(file: Path, result: Mapping[str, Any]) -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The entries; lines that are none are left out with a warning."""
+    """The entries; invalid lines are skipped with a warning."""
     found = list(map(_entry, _lines(file)))
     if broken := [number for number, result in enumerate(found, 1) if result is None]:
         warnings.warn(

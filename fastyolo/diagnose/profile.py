@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from fastyolo._machine import cores
 from fastyolo.bench.roofline import Roofline, measure
 from fastyolo.diagnose.stopwatch import OTHER
 from fastyolo.integrations.ultralytics import profiling
@@ -249,7 +249,7 @@ def _inference_changes(
 ) -> Iterator[Change]:
     facts = measured.facts
     data, network = shares["data"], shares[NETWORK]
-    if len(os.sched_getaffinity(0)) > 1 or measured.device.type == "cuda":
+    if cores() > 1 or measured.device.type == "cuda":
         yield Change(
             min(data, 1 - data),
             "read images in another thread while the network runs, as fastyolo.runtime.Detector.stream does",
@@ -324,9 +324,8 @@ def _head_changes(shares: Shares, measured: Measured) -> Iterator[Change]:
 
 def _training_changes(shares: Shares, launching: bool, measured: Measured) -> Iterator[Change]:
     facts = measured.facts
-    cores = len(os.sched_getaffinity(0))
-    if facts["workers"] < cores:
-        what = f"raise workers from {facts['workers']} towards the {cores} cores"
+    if facts["workers"] < cores():
+        what = f"raise workers from {facts['workers']} towards the {cores()} cores"
     else:
         what = "keep the images in memory (cache=ram)" if not facts["cache"] else "store the images smaller"
     yield Change(shares["data"], what, f"batches are waited for {shares['data']:.0%} of the time.")

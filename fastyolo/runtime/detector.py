@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastyolo import _C, _arguments
+from fastyolo._machine import cores
 from fastyolo.runtime.engines import ENGINES, Engine, EngineName
 from fastyolo.runtime.letterbox import Float32, Image, Letterbox, Placement, Size
 from fastyolo.runtime.metadata import MAX_CANDIDATES, Metadata, Nms, output_names
@@ -93,7 +93,7 @@ class Detector:
         if not isinstance(engine, type) and (not isinstance(engine, str) or engine not in ENGINES):
             raise ValueError(f"engine must be one of {', '.join(get_args(EngineName))}, got {engine!r}.")
         given = _settings(conf, iou, max_det, agnostic_nms, multi_label)
-        threads = len(os.sched_getaffinity(0)) if threads is None else _arguments.integer("threads", threads, 1)
+        threads = cores() if threads is None else _arguments.integer("threads", threads, 1)
         _arguments.path("model", model)
         self._file = Path(model)
         if not self._file.exists():
@@ -130,8 +130,12 @@ class Detector:
         return self.batch([image])[0]
 
     def batch(self, images: Sequence[npt.NDArray[Any]]) -> list[Detections]:
-        """The detections of several images of any sizes, in one run of the network if it takes as many."""
-        if not isinstance(images, Sequence | np.ndarray):
+        """The detections of several images of any sizes, in one run of the network if it takes as many.
+
+        Raises:
+            TypeError, ValueError: it is not a list of arrays of such types and shapes.
+        """
+        if not isinstance(images, Sequence):
             raise TypeError(f"images must be a list of arrays, got {type(images).__name__}.")
         size = self.batch_size or max(len(images), 1)
         found: list[Detections] = []
@@ -147,7 +151,7 @@ class Detector:
         after the other.
 
         Args:
-            source: as said; not the folders in a folder.
+            source: as above; subfolders are not searched.
             on_error: called with the path and the error of what cannot be read, which is then left out. None: raise.
 
         Raises:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fastyolo._machine import cores
 from fastyolo.runtime.letterbox import Float32
 from fastyolo.runtime.unsigned import readable
 
@@ -47,7 +47,7 @@ def onnx_session(model: Path | bytes, threads: int | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors: warnings tell of outputs without a declared type
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or cores()
     # Threads that wait for work by spinning take the cores from reading, from drawing and from other programs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -64,6 +64,8 @@ class OnnxRuntime:
         except Exception as error:  # its own classes, which derive from Exception alone
             raise ValueError(_unloadable(file, "ONNX Runtime", error)) from error
         inputs = self._session.get_inputs()
+        if not inputs:
+            raise ValueError(f"{file} must take an image, but has no inputs; {_AGAIN}.")
         self._input, self._dtype = inputs[0].name, _NUMPY.get(inputs[0].type)
         if self._dtype is None:
             raise ValueError(f"{file} must take float32 or float16, got an input of {inputs[0].type}; {_AGAIN}.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastyolo import _arguments
-from fastyolo.bench.runtimes import cores
+from fastyolo._machine import cores
 
 if TYPE_CHECKING:
     from fastyolo.compress.pipeline.files import Progress
@@ -126,7 +126,7 @@ def compress(
     if baseline is not None:
         _check_classes(baseline, known.classes)
     light = _light(light, weights or model, left_out)
-    own = {file: digest(Path(file)) if Path(file).is_file() else None for file in (str(model), light)}
+    own = {file: digest(Path(file)) if Path(file).is_file() else None for file in (str(model), light) if file}
     options = settings.Options(
         data=str(data),
         digest=known.digest,
@@ -135,7 +135,7 @@ def compress(
         model=str(model),
         model_digest=own[str(model)],
         light=light,
-        light_digest=own[light],
+        light_digest=own[light] if light else None,
         skip=left_out,
         epochs=shared,
         flops=flops,
@@ -254,8 +254,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _light(light: str | Path | None, baseline: str | Path, skip: frozenset[str]) -> str:
-    """The model file of the light model."""
+def _light(light: str | Path | None, baseline: str | Path, skip: frozenset[str]) -> str | None:
+    """The model file of the light model; None where a baseline without a scale goes through without it."""
     from fastyolo.integrations.ultralytics import runs
     from fastyolo.integrations.ultralytics.splits import scale_of
 
@@ -263,7 +263,7 @@ def _light(light: str | Path | None, baseline: str | Path, skip: frozenset[str])
         scale = scale_of(str(baseline))
         if scale is None and not {"light", "distilled"} <= skip:
             raise ValueError(f"light must be given for {str(baseline)!r}, a model without a scale; name a YAML file.")
-        return f"yolov8{scale}-fast.yaml"
+        return f"yolov8{scale}-fast.yaml" if scale else None
     runs.check_model(str(light))
     return str(light)
 

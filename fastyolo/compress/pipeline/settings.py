@@ -29,7 +29,7 @@ class Options:
     Attributes:
         weights_digest: of the checkpoint that is the baseline; None: it is trained here.
         model_digest: of the file that the baseline begins from; None: one of ultralytics' own, by name.
-        light: model file of the light model.
+        light: model file of the light model; None: there is none, and no stage that trains it.
         light_digest: of it; None: one of fastyolo's own, by name.
         epochs: of each stage that trains.
         digest: of the data set.
@@ -41,7 +41,7 @@ class Options:
     weights_digest: str | None
     model: str
     model_digest: str | None
-    light: str
+    light: str | None
     light_digest: str | None
     skip: frozenset[str]
     epochs: Mapping[str, int]

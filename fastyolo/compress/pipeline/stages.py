@@ -170,9 +170,9 @@ class Stages:
         if stage == "baseline":
             return f"training {Path(options.model).stem}, {training}"
         if stage == "light":
-            return f"training {Path(options.light).stem}, {training}"
+            return f"training {Path(str(options.light)).stem}, {training}"
         if stage == "distilled":
-            return f"training {Path(options.light).stem} with the baseline as its teacher, {training}"
+            return f"training {Path(str(options.light)).stem} with the baseline as its teacher, {training}"
         if stage == "pruned":
             return f"removing channels of the model before, then training it, {training}"
         if options.int8 == "ptq":

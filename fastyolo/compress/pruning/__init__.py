@@ -90,7 +90,7 @@ def prune(
         FileNotFoundError: there is no such checkpoint.
         TypeError: an argument is of another type.
         ValueError: an argument is not as above, the target cannot be reached, which the message then says of what can,
-            or the model is none that can be pruned.
+            or the model cannot be pruned.
         ModuleNotFoundError: a package is missing.
     """
     targets = {"ratio": ratio, "flops": flops, "latency": latency}

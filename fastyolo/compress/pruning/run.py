@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fastyolo import _files
-from fastyolo.bench.runtimes import cores
+from fastyolo._machine import cores
 from fastyolo.compress.pruning import channels as finding
 from fastyolo.compress.pruning import selection
 from fastyolo.compress.pruning.latency import LatencyMeter

@@ -96,6 +96,11 @@ def _loss(row: Mapping[str, float], prefix: str) -> float:
     return sum(value for key, value in row.items() if key.startswith(prefix))
 
 
+def _epoch(row: Mapping[str, float], index: int) -> int:
+    """The number of an epoch, from its row in results.csv."""
+    return int(row.get("epoch", index + 1))
+
+
 def _of_stability(
     rows: Sequence[Mapping[str, float]],
     train: Sequence[float],
@@ -109,7 +114,7 @@ def _of_stability(
     too_high = peak > limit
     amp = arguments.get("amp", True) not in (False, "bf16")
     bad = [index for index, value in enumerate(train) if not math.isfinite(value)]
-    epochs = [*repeated, *(int(rows[index].get("epoch", index + 1)) for index in bad)]
+    epochs = [*repeated, *(_epoch(rows[index], index) for index in bad)]
     if epochs:
         remedy = f"Lower lr0, {arguments.get('lr0', '?')} now"
         if amp:
@@ -128,7 +133,8 @@ def _of_stability(
         yield Finding(
             Severity.error,
             "divergence",
-            f"The training loss rose from {train[best]:.3g} in epoch {best + 1} to {train[-1]:.3g} at the end.",
+            f"The training loss rose from {train[best]:.3g} in epoch {_epoch(rows[best], best)} to {train[-1]:.3g} at "
+            "the end.",
             f"Lower lr0, {arguments.get('lr0', '?')} now, or lengthen warmup_epochs.",
         )
     if too_high:
@@ -138,14 +144,18 @@ def _of_stability(
             f"The learning rate reached {peak:.3g}; with {optimizer} more than {limit:g} hardly ever trains.",
             "Set lr0 to 0.01 with SGD or 0.001 with AdamW, or leave the choice to optimizer=auto.",
         )
-    scales = [row["amp/scale"] for row in rows if math.isfinite(row.get("amp/scale", math.nan))]
-    if scales and min(scales) < _LEAST_SCALE:
+    scales = [  # of the epochs on a GPU, since a run may go on elsewhere
+        (row["amp/scale"], _epoch(row, index))
+        for index, row in enumerate(rows)
+        if math.isfinite(row.get("amp/scale", math.nan))
+    ]
+    if scales and min(scales)[0] < _LEAST_SCALE:
+        least, epoch = min(scales)
         yield Finding(
             Severity.error,
             "overflow in float16",
-            f"The loss scale of float16 fell from {scales[0]:.3g} to {min(scales):.3g} in epoch "
-            f"{scales.index(min(scales)) + 1}: it is halved at each step whose gradients overflow, which is left "
-            "out.",
+            f"The loss scale of float16 fell from {scales[0][0]:.3g} to {least:.3g} in epoch {epoch}: it is halved at "
+            "each step whose gradients overflow, which is left out.",
             "Train with amp=bf16 or amp=false, or lower lr0; see with --weights which convolutions overflow.",
         )
     last = rows[-1]

@@ -220,13 +220,17 @@ class HeadTap:
         self.strides: list[float] = head.stride.tolist()
 
     def __enter__(self) -> HeadTap:
+        self._outer = vars(self._head).get("forward")  # of another tap
         self._head.forward = self._forward  # hides the method of the class
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._head.forward
+        if self._outer is None:
+            del self._head.forward
+        else:
+            self._head.forward = self._outer
 
     def _forward(self, features: Sequence[Tensor]) -> HeadMaps:
         branches = self._head.one2many

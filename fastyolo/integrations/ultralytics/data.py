@@ -21,6 +21,7 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, check_image, verify_image_label
 
 from fastyolo.diagnose.doctor.labels import flaw
+from fastyolo.integrations.ultralytics.hooks import require_reads
 
 __all__ = [
     "CheckedDataset",
@@ -185,7 +186,7 @@ class CheckedDataset(YOLODataset):
 
 
 def letterbox_only(dataset: Any) -> None:
-    """Leave of the changes of the images' geometry only letterboxing and flips.
+    """Disable every geometric augmentation but letterboxing and flips.
 
     Parameters of 0 are not enough: with an odd number of rows to fill, RandomPerspective moves the image by half a
     pixel, which blurs it.
@@ -202,6 +203,7 @@ def _without_perspective(transform: Any) -> Any:
     return transform
 
 
+require_reads(["YOLODataset"], "ultralytics.data.build.build_yolo_dataset", build.build_yolo_dataset.__code__)
 build_dataset = FunctionType(
     build.build_yolo_dataset.__code__,
     {**vars(build), "YOLODataset": CheckedDataset},

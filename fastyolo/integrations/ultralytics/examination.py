@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.engine.model import Model
 from ultralytics.utils.metrics import ap_per_class, smooth
 
+from fastyolo._machine import cores
 from fastyolo.diagnose.doctor.outcomes import Detections
 from fastyolo.integrations.ultralytics.facts import check_sizes
 
@@ -87,7 +87,7 @@ class ExaminedModel:
     def find(self, image: npt.NDArray[np.uint8]) -> Detections:
         """The detections in a BGR image [H, W, 3] with a score above 0.001; one thread at a time."""
         with self._turn:
-            torch.set_num_threads(len(os.sched_getaffinity(0)))  # ultralytics leaves a core free, and here that is idle
+            torch.set_num_threads(cores())  # ultralytics leaves a core free, and here that is idle
             if self._unfused is not None:
                 self._measure(image)
             (result,) = self._model.predict(image, **self._settings)

@@ -24,6 +24,7 @@ from ultralytics.utils.torch_utils import fuse_conv_and_bn, intersect_dicts
 
 import fastyolo.nn
 from fastyolo.integrations.ultralytics.head import LightDetect
+from fastyolo.integrations.ultralytics.hooks import require_reads
 from fastyolo.nn import DWSPPF, ECA, GELAN, Conv, DSConv, PruningNote, SplitC2f, SplitC2PSA
 
 PRUNED = "pruned"
@@ -50,9 +51,17 @@ def register(tasks: Any) -> None:
 
     Args:
         tasks: the module ultralytics.nn.tasks.
+
+    Raises:
+        ImportError: ultralytics no longer tells modules apart in the way that this builds on.
     """
     if tasks.parse_model.__module__ == __name__:
         return
+    require_reads(
+        {place for _, places in _MODULES.values() for place in places if hasattr(tasks, place)},
+        "ultralytics.nn.tasks.parse_model",
+        tasks.parse_model.__code__,
+    )
     tasks.parse_model = _parser(tasks, tasks.parse_model)
     tasks.check_yaml = _finder(tasks.check_yaml)
     tasks.BaseModel.fuse = _fusing(tasks.BaseModel.fuse)

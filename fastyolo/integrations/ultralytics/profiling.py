@@ -236,6 +236,7 @@ def training(
         batch = arguments.get("batch", DEFAULT_CFG.batch)
         if not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch must be a number of images, at least 1, got {batch!r}.")
+        threads = torch.get_num_threads()  # of which ultralytics leaves one out
         # A step after every batch, so that few batches are enough; its time is divided by the batches of a real step.
         trainer = Trainer(overrides={**arguments, **kept, **endless, "nbs": batch})
         if trainer.world_size > 1:
@@ -248,6 +249,7 @@ def training(
             pass
         finally:
             run.close()
+            torch.set_num_threads(threads)
     return run.measured()
 
 
@@ -279,6 +281,7 @@ class _TrainingRun:
         self._undo = ExitStack()
         self._profiler: Any = None
         self._busy: float | None = None
+        self._threads = 0
         self._measured: list[dict[str, float]] = []
         self._layers: list[Layer] = []
         self._watch = Stopwatch(trainer.device)
@@ -297,7 +300,7 @@ class _TrainingRun:
             "imgsz": trainer.args.imgsz,
             "nbs": self._accumulate * trainer.batch_size,
             "teacher": trainer.args.distill_model is not None,
-            "threads": torch.get_num_threads(),
+            "threads": self._threads,
             "workers": trainer.train_loader.num_workers,
         }
         rounds = [{**each, "optimiser": each["optimiser"] / self._accumulate} for each in self._measured]
@@ -311,6 +314,7 @@ class _TrainingRun:
 
     def _start(self, trainer: Any) -> None:
         model, watch = unwrap_model(trainer.model), self._watch
+        self._threads = torch.get_num_threads()
         student = model.student_model if isinstance(model, Distillation) else model
         self._layers = _layers(student, trainer.args.imgsz)
         self._undo.enter_context(_layers_timed(student, self._layers, watch))

@@ -198,6 +198,7 @@ def save(network: DetectionModel, model: YOLO, path: Path) -> None:
 def with_network(model: YOLO, network: DetectionModel) -> YOLO:
     """A shallow copy of a model with another network."""
     changed = copy.copy(model)
+    vars(changed)["_modules"] = {**model._modules}  # which the copy would share, the network in it
     changed.model = network
     return changed
 

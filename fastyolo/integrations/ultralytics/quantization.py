@@ -26,8 +26,9 @@ from fastyolo import _files
 from fastyolo.compress.quantization.qat import Quantization
 from fastyolo.integrations import modelopt
 from fastyolo.integrations.ultralytics.distillation import LOSS_NAMES
+from fastyolo.integrations.ultralytics.hooks import rebound
 from fastyolo.integrations.ultralytics.runs import RESUMABLE
-from fastyolo.integrations.ultralytics.trainer import QUANTIZATION, Trainer, rebound, student_of
+from fastyolo.integrations.ultralytics.trainer import QUANTIZATION, Trainer, student_of
 
 __all__ = ["START", "QuantizationTrainer", "is_start", "quantization_of", "rounding", "train"]
 

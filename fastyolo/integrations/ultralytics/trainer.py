@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from logging import LogRecord
 from pathlib import Path, PosixPath
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ from ultralytics.utils.torch_utils import TORCH_2_13, autocast, init_seeds, stri
 from fastyolo import _files
 from fastyolo.integrations.ultralytics.data import build_dataset, letterbox_only, reading
 from fastyolo.integrations.ultralytics.distillation import LOSS_NAMES, Distillation, load_teacher
+from fastyolo.integrations.ultralytics.hooks import rebound
 from fastyolo.integrations.ultralytics.loss import DetectionLoss, PositiveCounter
 from fastyolo.integrations.ultralytics.models import transfer
 from fastyolo.integrations.ultralytics.processes import SharedFolder, ddp_command, launch
@@ -63,8 +64,9 @@ _NO_CHANGE = frozenset({"data", "mode", "model", "pretrained", "resume"})
 # The share of a backbone that must be trained for it to be frozen; yolov8s-fast takes 37 % of its own from YOLOv8s.
 _FREEZABLE = 0.5
 
+_ARGUMENTS, _LOSS_REPORT, _RECOVERIES = "args.yaml", "loss_report.json", "recoveries.json"  # in a run's folder
+
 # Settings of DetectionLoss, which cannot take the place of an end-to-end model's criterion.
-_ARGUMENTS, _LOSS_REPORT, _RECOVERIES = "args.yaml", "loss_report.json", "recoveries.json"
 _CRITERION = ("tal_topk", "tal_alpha", "tal_beta", "tal_radius", "cls_loss", "label_smoothing", "class_weights")
 
 # The attribute of a network that was trained for INT8.
@@ -636,17 +638,6 @@ def _summary_writer() -> Any:
             "tensorboard=True needs the package tensorboard, which is not installed: pip install tensorboard."
         ) from error
     return SummaryWriter
-
-
-@contextmanager
-def rebound(module: ModuleType, **names: Any) -> Iterator[None]:
-    """Give names of a module other values for a while."""
-    stock = {name: getattr(module, name) for name in names}
-    vars(module).update(names)
-    try:
-        yield
-    finally:
-        vars(module).update(stock)
 
 
 @contextmanager
