@@ -7,6 +7,7 @@ import copy
 import csv
 import json
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -289,6 +290,21 @@ def test_latency_is_a_target(trained, tmp_path, monkeypatch):
     for latency, message in ((0.01 * whole, "at least about"), (2 * whole, "takes already")):
         with pytest.raises(ValueError, match=message):
             prune(trained, latency=latency, imgsz=SIZE, multiple=8, path=tmp_path / "other.pt")
+
+
+def test_a_latency_that_is_missed_in_the_end_is_told(trained, tmp_path, monkeypatch):
+    whole = cost(integration.prunable(YOLO(trained)), SIZE)["flops"] / 1e6
+    slower = iter([1.0] * 1000)
+    monkeypatch.setattr(LatencyMeter, "__init__", lambda self, *_: setattr(self, "reference_ms", whole))
+    monkeypatch.setattr(LatencyMeter, "ms", lambda self, network: next(slower) * cost(network, SIZE)["flops"] / 1e6)
+    settings = {"latency": 0.5 * whole, "imgsz": SIZE, "multiple": 8, "path": tmp_path / "pruned.pt"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prune(trained, **settings)
+    measured = 1000 - len([*slower])
+    slower = iter([1.0] * (measured - 1) + [1.5])
+    with pytest.warns(UserWarning, match=r"takes .* ms, more than the .* that were asked for"):
+        prune(trained, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -452,6 +452,37 @@ def test_resumption_leaves_the_model_in_args_yaml(interrupted):
     assert yaml.safe_load(file.read_text())["model"] == str(last)  # the other one is lost
 
 
+def test_resume_refuses_other_classes_and_leaves_the_run_as_it_was(interrupted, arguments, tmp_path):
+    last = interrupted(1)
+    folder = last.parent.parent
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    data = yaml.safe_load(Path(arguments(tmp_path)["data"]).read_text())
+    first = list(data["names"].values())[:-1]
+    renamed, fewer = ({**data, "names": names} for names in ([*first, "other"], first))
+    for other, got in ((renamed, "3"), (fewer, "2")):
+        file = Path(arguments(tmp_path)["data"]).with_name("other.yaml")
+        file.write_text(yaml.safe_dump(other))
+        if other is fewer:  # of which no label may say the third
+            file = write_shapes(tmp_path / "fewer", names=fewer["names"])
+        with pytest.raises(
+            ValueError, match=rf"data must have the 3 classes that the run began with, .*, got {got} \("
+        ):
+            Trainer(overrides={"resume": str(last), "data": str(file)}).train()
+        assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_resume_takes_data_that_moved(interrupted, arguments, tmp_path, caplog):
+    last = interrupted(2)
+    data = Path(arguments(tmp_path)["data"])
+    moved = data.with_name("moved.yaml")
+    moved.write_bytes(data.read_bytes())
+    trainer = Trainer(overrides={"resume": str(last), "data": str(moved)})
+    trainer.train()
+    assert f"The run began with the data set {data} and goes on with {moved}." in caplog.text
+    written = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
+    assert (written["data"], written["model"]) == (str(moved), arguments(tmp_path)["model"])
+
+
 def test_resumed_run_knows_that_mosaic_and_geometry_are_closed(interrupted, caplog):
     last = interrupted(2, mosaic=1.0, close_mosaic=2, close_geometry=2)
     caplog.clear()
@@ -598,12 +629,20 @@ def test_folder_with_files_is_refused(arguments, tmp_path):
     overrides = arguments(tmp_path, save_dir=str(folder))
     Trainer(overrides=overrides)
     Trainer(overrides=overrides)  # the first has left nothing of value
+    for name in ("results.csv", "labels.jpg", "train_batch0.jpg", "loss_report.json"):
+        (folder / name).write_text("of a run that was killed before its first checkpoint")
+    Trainer(overrides=overrides)
     (folder / "weights" / "notes.txt").write_text("precious")
     with pytest.raises(
         ValueError, match=r"save_dir must be a new or an empty folder, and .*project holds files; .*exist_ok"
     ):
         Trainer(overrides=overrides)
     assert Trainer(overrides={**overrides, "exist_ok": True}).save_dir == folder
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "labels.jpg").write_text("precious, and not of a run")
+    with pytest.raises(ValueError, match=r"save_dir must be a new or an empty folder"):
+        Trainer(overrides={**overrides, "save_dir": str(pictures)})
 
 
 def test_nothing_is_deleted_for_several_gpus(arguments, tmp_path, monkeypatch):

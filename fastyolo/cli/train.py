@@ -117,7 +117,14 @@ def train(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="LAST.PT", exists=True, dir_okay=False, help="Continue a run that stopped."),
+        typer.Option(
+            "--resume",
+            metavar="LAST.PT",
+            exists=True,
+            dir_okay=False,
+            help="Continue a run that stopped, with its arguments; --data and --teacher may say where these are now, "
+            "and --device, --batch and others that concern the machine may change.",
+        ),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
     json: Json = None,

@@ -117,7 +117,8 @@ def of_images(weights: str | Path, images: Sequence[Path], imgsz: Size, preproce
         return (
             f"The calibration images do not look like those that the model was trained on: its first layers diverge by "
             f"{found:.2g} nats from the statistics of the training, where {_FOREIGN:g} is the most to expect; "
-            f"calibrate with images of the same kind and brightness."
+            "calibrate with images of the same kind and brightness. If they are, it was trained for too few steps for "
+            "its statistics to settle."
         )
     return None
 

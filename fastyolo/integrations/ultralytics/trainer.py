@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from logging import LogRecord
@@ -128,6 +128,7 @@ class Trainer(DetectionTrainer):
             arguments["save_dir"] = folder.wait()
         with ExitStack() as afterwards:
             self._afterwards = afterwards
+            self._resumed: dict[str, Any] | None = None
             super().__init__(cfg, arguments, _callbacks)
         if folder and RANK == 0:
             folder.announce(self.save_dir)
@@ -158,7 +159,7 @@ class Trainer(DetectionTrainer):
             self.settings, _ = split(vars(self.args))
             self._refuse_changes({**overrides, **self._given})
         if self.resume:
-            self._keep_model()
+            self._keep_arguments()
         vars(self.args).update(self.settings.as_dict())
         if self.args.distill_model is None:
             self._check_no_teacher()
@@ -171,12 +172,17 @@ class Trainer(DetectionTrainer):
         if not overrides.get("save_dir") and folder.name == "weights":
             self.args.save_dir = str(folder.parent)
 
-    def _keep_model(self) -> None:
-        """In args.yaml, where ultralytics writes the checkpoint in its place, whatever becomes of the resumption."""
+    def _keep_arguments(self) -> None:
+        """Leave args.yaml, which ultralytics writes at once, as it is until the run goes on."""
         file = Path(str(self.args.save_dir)) / _ARGUMENTS
-        model = _read_arguments(file).get("model")
-        if RANK in {-1, 0} and model not in (None, self.args.model):
-            self._afterwards.callback(_write_model, file, str(model))
+        if RANK in {-1, 0} and (before := _read_arguments(file)):
+            self._afterwards.callback(self._put_back, file, file.read_bytes(), before)
+
+    def _put_back(self, file: Path, content: bytes, before: Mapping[str, Any]) -> None:
+        # The model is the run's; ultralytics writes the checkpoint in its place.
+        self._resumed = {**_read_arguments(file), "model": before.get("model", self.args.model)}
+        with _files.replacing(file) as temporary:
+            temporary.write_bytes(content)
 
     def _refuse_changes(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
@@ -240,6 +246,7 @@ class Trainer(DetectionTrainer):
                     f"resume must be a checkpoint of fastyolo train, and {self.args.model} is of a training for INT8; "
                     "repeat the command that began it."
                 )
+            self._check_data(checkpoint)
             init_seeds(self._seed(checkpoint), deterministic=self.args.deterministic)
         if not self.for_int8:  # whose ranges are not those of the weights to come
             vars(student_of(self.model)).pop(QUANTIZATION, None)
@@ -253,6 +260,18 @@ class Trainer(DetectionTrainer):
         if self.device.type == "cpu" and self.args.channels_last:  # ultralytics converts it elsewhere
             self.model = self.model.to(memory_format=torch.channels_last)
         return checkpoint
+
+    def _check_data(self, checkpoint: Mapping[str, Any]) -> None:
+        """The data set may have moved, but must have the classes that the run began with."""
+        began, names = (list(dict(each).values()) for each in (student_of(checkpoint["ema"]).names, self.data["names"]))
+        if began != names:
+            raise ValueError(
+                f"data must have the {len(began)} classes that the run began with, in their order ({_some(began)}), "
+                f"got {len(names)} ({_some(names)}); start a new run to train for others."
+            )
+        data = checkpoint["train_args"].get("data")
+        if data != self.args.data and RANK in {-1, 0}:
+            LOGGER.warning(f"The run began with the data set {data} and goes on with {self.args.data}.")
 
     def _seed(self, checkpoint: Mapping[str, Any]) -> int:
         """Other random numbers than those of the first epochs; 1000, to stay clear of the other processes' seeds."""
@@ -344,6 +363,9 @@ class Trainer(DetectionTrainer):
         with _muted("'channels_last=True' is only supported on CUDA"):
             super()._setup_train()
         self.args.amp = amp
+        if self._resumed:
+            with _files.replacing(self.save_dir / _ARGUMENTS) as temporary:
+                YAML.save(temporary, self._resumed)
         if self.settings.tensorboard and RANK in {-1, 0}:
             self._writer = _summary_writer()(self.save_dir, purge_step=self.start_epoch + 1)
 
@@ -535,10 +557,8 @@ def _read_arguments(file: Path) -> dict[str, Any]:
         return {}
 
 
-def _write_model(file: Path, model: str) -> None:
-    if arguments := _read_arguments(file):
-        with _files.replacing(file) as temporary:
-            YAML.save(temporary, {**arguments, "model": model})
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
 
 
 class _AllEpochsDone(Exception):  # noqa: N818 - no error
@@ -557,13 +577,21 @@ def _check_folder(arguments: Mapping[str, Any]) -> None:
     folder = arguments.get("save_dir")
     if not folder or arguments.get("exist_ok") or arguments.get("resume"):
         return
-    # A run that fails before it has begun leaves args.yaml and the empty folder weights; a lock is hidden.
-    begun = {_ARGUMENTS, "weights"}
-    if any(path.name not in begun and not path.name.startswith(".") for path in Path(folder).rglob("*")):
+    if not all(map(_is_nothing, Path(folder).rglob("*"))):
         raise ValueError(
             f"save_dir must be a new or an empty folder, and {folder} holds files; choose another, or pass "
-            "exist_ok=true to write among them."
+            "exist_ok=true (--set exist_ok=true) to write among them."
         )
+
+
+def _is_nothing(path: Path) -> bool:
+    """Whether a file or folder is what a run leaves that ends before its first checkpoint; a lock is hidden."""
+    if path.name in (_ARGUMENTS, "weights") or path.name.startswith("."):
+        return True
+    tables = ("results.csv", _LOSS_REPORT, _RECOVERIES)
+    picture = path.suffix in (".jpg", ".png") and path.name.startswith(("labels", "train_batch"))
+    of_a_run = path.name in tables or picture or path.name.startswith("events.out.tfevents.")
+    return of_a_run and (path.parent / _ARGUMENTS).is_file()
 
 
 def student_of(model: Any) -> Any:
