@@ -28,6 +28,7 @@ constexpr int kStepWords = kStepChunk / kWarp;
 constexpr int kStepCandidates = 128;
 constexpr int kStepGroups = kStepCandidates / kWarp;
 constexpr int kSlices = kStepThreads / kStepCandidates;
+constexpr int kTests = 4;  // of a thread, between two looks at their answer
 
 // What is known when a chunk has been settled.
 struct Progress {
@@ -125,8 +126,15 @@ __global__ void __launch_bounds__(kStepThreads, 1) step_kernel(const Candidates 
     const int64_t group = c.group(i);
     const int fresh = kept.progress[chunk].fresh;
     const int row = (chunk + 1) % 2 * kStepChunk;
-    for (int j = slice; j < fresh && !hit; j += kSlices) {
-      hit = (!kept.groups || kept.groups[row + j] == group) && suppresses(kept.boxes[row + j], box, c.iou_bound);
+    for (int j = slice; j < fresh && !hit; j += kTests * kSlices) {
+#pragma unroll
+      for (int u = 0; u < kTests; ++u) {
+        const int k =
+            row + min(j + u * kSlices, fresh - 1);  // beyond the end the last one again, which changes nothing
+        const float4 other = kept.boxes[k];
+        if (kept.groups && kept.groups[k] != group) continue;
+        if (suppresses(other, box, c.iou_bound)) hit = true;
+      }
     }
   }
   const uint32_t hits = __ballot_sync(kAllLanes, hit);

@@ -68,14 +68,11 @@ constexpr int kFilterWarps = kFilterThreads / kWarp;
 // Threads that share an anchor's classes in channels_last maps: 64 consecutive bytes, so 8 anchors to a warp.
 constexpr int kClassLanes = 4;
 
-template <class T>
-constexpr int kVectorWidth = 16 / static_cast<int>(sizeof(T));
-
 // Anchors of a block's tile: a vector per lane, or an anchor per kClassLanes threads.
 template <class T>
 __host__ __device__ constexpr int tile_anchors(Access access) {
   switch (access) {
-    case Access::kAnchorVectors: return kWarp * kVectorWidth<T>;
+    case Access::kAnchorVectors: return kWarp * kVectorElements<T>;
     case Access::kClassVectors: return kFilterThreads / kClassLanes;
     case Access::kElements: return kWarp;
   }
@@ -147,19 +144,18 @@ __device__ void scan_tile(const Scores& scores, float bound, const ScoreLevel& l
   }
 
   for (int base = 0; base < units; base += kSteps * kSharers) {
-    Vector<T, kWidth> x[kSteps];
+    Vector<T, kWidth> lowest;  // never above a bound
+#pragma unroll
+    for (int v = 0; v < kWidth; ++v) lowest.values[v] = from_float<T>(-kInfinity);
+    Raw<T, kWidth> x[kSteps];  // in registers, and unpacked where they are used
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const int unit = base + s * kSharers + turn;
-      if (inside && unit < units) {
-        x[s] = load_vector<kWidth>(data + unit * unit_stride);
-      } else {
-#pragma unroll
-        for (int v = 0; v < kWidth; ++v) x[s].values[v] = from_float<T>(-kInfinity);  // never above a bound
-      }
+      x[s] = to_raw(lowest);
+      if (inside && unit < units) x[s] = load_raw<kWidth>(data + unit * unit_stride);
     }
     // Bit or element i is value i % kWidth of vector i / kWidth.
-    const auto value_at = [&](int i) { return to_float(x[i / kWidth].values[i % kWidth]); };
+    const auto value_at = [&](int i) { return to_float(from_raw<T, kWidth>(x[i / kWidth]).values[i % kWidth]); };
     const auto label_at = [&](int i) {
       const int unit = base + i / kWidth * kSharers + turn;
       return kAlongClasses ? unit * kWidth + i % kWidth : unit;
@@ -234,10 +230,10 @@ __global__ void __launch_bounds__(kFilterThreads, 3)
   __syncthreads();
   switch (level.access) {
     case Access::kAnchorVectors:
-      scan_tile<T, kVectorWidth<T>, false, kMultiLabel>(scores, bound, level, image, first, lists, shared);
+      scan_tile<T, kVectorElements<T>, false, kMultiLabel>(scores, bound, level, image, first, lists, shared);
       break;
     case Access::kClassVectors:
-      scan_tile<T, kVectorWidth<T>, true, kMultiLabel>(scores, bound, level, image, first, lists, shared);
+      scan_tile<T, kVectorElements<T>, true, kMultiLabel>(scores, bound, level, image, first, lists, shared);
       break;
     case Access::kElements:
       scan_tile<T, 1, false, kMultiLabel>(scores, bound, level, image, first, lists, shared);
@@ -292,7 +288,7 @@ __global__ void __launch_bounds__(kFilterThreads, 3)
 
 template <class T>
 Access access_of(const HeadMap& map, int64_t classes) {
-  constexpr int64_t kWidth = kVectorWidth<T>;
+  constexpr int64_t kWidth = kVectorElements<T>;
   const bool anchors_adjoin = (map.width == 1 || map.stride_w == 1) && (map.height == 1 || map.stride_h == map.width);
   if (!is_aligned(map.data, 16) || map.stride_b % kWidth != 0) return Access::kElements;
   if (anchors_adjoin && map.height * map.width % kWidth == 0 && (classes == 1 || map.stride_c % kWidth == 0)) {

@@ -78,6 +78,10 @@ struct alignas(sizeof(T) * kWidth) Vector {
   T values[kWidth];
 };
 
+// Of the widest vector.
+template <class T>
+constexpr int kVectorElements = 16 / static_cast<int>(sizeof(T));
+
 template <size_t kBytes>
 struct RawOf;
 template <>

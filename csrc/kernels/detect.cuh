@@ -294,7 +294,8 @@ __global__ void __launch_bounds__(kChunk, 2)
         const int next = next_in_chain[row];  // all three loads at once: a chain's time is their latency
         const int32_t kept_label = out_labels[row];
         const float4 kept_box = out_boxes[row];
-        alive = !((limits.class_agnostic || kept_label == label) && suppresses(kept_box, box, iou_bound));
+        const bool rivals = (limits.class_agnostic | (kept_label == label)) & may_intersect(kept_box, box);
+        alive = !(rivals && suppresses(kept_box, box, iou_bound));
         row = next;
       }
     }

@@ -130,7 +130,7 @@ struct Place {
 };
 
 template <class T>
-using Words = typename RawOf<sizeof(T) * kColumns>::type;
+using Words = Raw<T, kColumns>;
 
 // The columns of one lane in the rows of a map, any strides.
 template <class T, class Element>
@@ -157,9 +157,7 @@ struct Columns {
     for (int c = 0; c < kColumns; ++c) {
       loaded.values[c] = c < columns ? load_vector<1>(row + c * stride_w).values[0] : from_float<T>(0.f);
     }
-    Words<T> words;
-    std::memcpy(&words, &loaded, sizeof(words));
-    return words;
+    return to_raw(loaded);
   }
 
   // `distance`: of the first element from this row's.
@@ -417,11 +415,7 @@ class Station {
     own[slots_] = make_float2(columns_ > 2 ? values[2] : 0.f, columns_ > 3 ? values[3] : 0.f);
   }
 
-  __device__ static Vector<T, kColumns> unpack(const Fed& fed) {
-    Vector<T, kColumns> values;
-    std::memcpy(&values, &fed, sizeof(fed));
-    return values;
-  }
+  __device__ static Vector<T, kColumns> unpack(const Fed& fed) { return from_raw<T, kColumns>(fed); }
   __device__ static void to_floats(const Vector<T, kColumns>& elements, float (&values)[kColumns]) {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) values[c] = to_float(elements.values[c]);

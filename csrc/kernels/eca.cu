@@ -9,7 +9,7 @@
 // the gate (a block per image turns sums into scales and, in backward, shifts), and the pass that applies them.
 // Backward reads x and grad_y for the sums and only grad_y to apply, since grad_x = grad_y * scale + shift: four maps
 // move where three would be the least. The last pass starts at the end of the map, where the L2 cache still holds what
-// was summed last. All sums have an order that depends on the shape and the strides alone.
+// was summed last. All sums have an order that depends on the shape, the strides and the alignment alone.
 #include "eca.h"
 
 #include <algorithm>

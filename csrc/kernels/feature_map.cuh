@@ -15,9 +15,6 @@ enum class Layout {
 };
 
 template <class T>
-constexpr int kVectorElements = 16 / static_cast<int>(sizeof(T));
-
-template <class T>
 __device__ const T* element(const FeatureMap& map, int image, int channel, int y, int x) {
   return static_cast<const T*>(map.data) + image * map.stride_b + channel * map.stride_c + y * map.stride_h +
          x * map.stride_w;

@@ -29,10 +29,17 @@ __device__ inline float value_of(uint64_t key) {
 
 __device__ inline uint32_t index_of(uint64_t key) { return ~static_cast<uint32_t>(key); }
 
-// Boxes are (x, y, z, w) = (x1, y1, x2, y2). The arithmetic is torchvision's CPU kernel, rounding for rounding and
+// Boxes are (x, y, z, w) = (x1, y1, x2, y2). Whether two may intersect: four comparisons, which reject most pairs and
+// the NaN. By & and not &&, which would be branches, with what follows loaded only behind them.
+__device__ inline bool may_intersect(const float4& a, const float4& b) {
+  return (a.z > b.x) & (b.z > a.x) & (a.w > b.y) & (b.w > a.y);
+}
+
+// The arithmetic is torchvision's CPU kernel, rounding for rounding and
 // never contracted, so that a pair at the threshold falls on the same side everywhere. The division is reached only by
 // pairs that overlap: without an intersection the quotient is zero or NaN, and neither is above the bound.
 __device__ inline bool suppresses(const float4& kept, const float4& candidate, float iou_bound) {
+  if (!may_intersect(kept, candidate)) return false;
   const float width = fmaxf(0.f, __fsub_rn(fminf(kept.z, candidate.z), fmaxf(kept.x, candidate.x)));
   const float height = fmaxf(0.f, __fsub_rn(fminf(kept.w, candidate.w), fmaxf(kept.y, candidate.y)));
   const float inter = __fmul_rn(width, height);

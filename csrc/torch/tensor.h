@@ -9,6 +9,7 @@
 
 #include <array>
 #include <initializer_list>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -162,18 +163,20 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Scratch memory for one call, aligned as the kernels want it: torch's CPU allocator gives 64 bytes.
+// Scratch memory for one call, if any, aligned as the kernels want it: torch's CPU allocator gives 64 bytes.
 class Workspace {
  public:
-  Workspace(const Tensor& like, int64_t bytes)
-      : memory_(empty<1>(like, {bytes + kWorkspaceAlignment}, aoti_torch_dtype_uint8())) {}
+  Workspace(const Tensor& like, int64_t bytes) {
+    if (bytes > 0) memory_ = empty<1>(like, {bytes + kWorkspaceAlignment}, aoti_torch_dtype_uint8());
+  }
 
   void* data() const {
-    return reinterpret_cast<void*>(align_up(reinterpret_cast<intptr_t>(memory_.mutable_data_ptr())));
+    if (!memory_) return nullptr;
+    return reinterpret_cast<void*>(align_up(reinterpret_cast<intptr_t>(memory_->mutable_data_ptr())));
   }
 
  private:
-  Tensor memory_;
+  std::optional<Tensor> memory_;
 };
 
 // ---- the call: a kernel's entry for the device of `tensor`
