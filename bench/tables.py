@@ -24,8 +24,19 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 OPENING, CLOSING = "<!-- results -->\n", "<!-- /results -->"
 
-# Of the operators' inputs, those of the SPPF block of YOLOv8s and of YOLOv8n; all of them are in the long list.
-SHORT = ("1x256x20x20", "8x256x20x20", "1x512x20x20", "8x512x20x20")
+# Of the operators' inputs, those of the SPPF block of YOLOv8s and of YOLOv8n, and the largest of eca, in both memory
+# formats; all of them are in the long list.
+SHORT = ("1x256x20x20", "8x256x20x20", "1x512x20x20", "8x512x20x20", "1x128x80x80", "8x128x80x80")
+SHORT_BY_OPERATOR = {"dw_sppf": SHORT[:4], "sppf_pool": SHORT[:4]}
+
+# Peers that go on where max_det would end.
+UNLIMITED = ("torchvision", "opencv")
+
+# What there is to know of the weights of some results.
+WEIGHTS = {
+    "yolov8n-recovered.pt": "The weights were recovered from public INT8 exports of YOLOv8n and still lie on their "
+    "grid: rounding them costs nothing here, and what is lost is lost by the activations. "
+}
 
 # What is left to the long list.
 LONG_KINDS = ("pruning-study", "sensitivity-study", "model")
@@ -78,11 +89,16 @@ def _with_titles(reports: list[dict[str, Any]]) -> str:
 def _short(report: dict[str, Any]) -> dict[str, Any]:
     """Of the operators' inputs and the ways to train the light model, the first that a reader wants."""
     if report["kind"] == "ops":
-        return {**report, "results": [row for row in report["results"] if row.get("inputs", SHORT[0]) in SHORT]}
+        return {**report, "results": [row for row in report["results"] if _is_short(row)]}
     if report["kind"] == "study":
         names = {run["variant"] for run in report["runs"]}
         return {**report, "runs": [run for run in report["runs"] if f"{run['variant']}-closed" not in names]}
     return report
+
+
+def _is_short(row: dict[str, Any]) -> bool:
+    inputs = row.get("inputs", SHORT[0]).removesuffix(", channels last")
+    return inputs in SHORT_BY_OPERATOR.get(row["op"], SHORT)
 
 
 def render(report: dict[str, Any]) -> str:
@@ -106,8 +122,12 @@ def _table_of_rows(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         times = {name: timing["median_us"] for name, timing in row["contenders"].items()}
         ours = times.pop("fastyolo")
-        peers = "<br>".join(f"{name} {_time(time)}" for name, time in times.items())
-        ratios = "<br>".join(f"{row['ratio'][name]:.1f}" for name in times)
+        limit = "max_det" in row["case"]
+        peers = "<br>".join(
+            f"{name}{' without max_det' if limit and name in UNLIMITED else ''} {_time(time)}"
+            for name, time in times.items()
+        )
+        ratios = "<br>".join(_ratio(row["ratio"][name]) for name in times)
         cells = (
             f"`{row['op']}` {row['case']}",
             _time(ours),
@@ -143,7 +163,12 @@ def _time_and_ratios(row: dict[str, Any]) -> str:
     copies = f", {1 / copy:.1f} copies" if copy else ""
     time = _time(row["contenders"]["fastyolo"]["median_us"])
     bound = " compute" if row.get("bound") == "compute" else ""
-    return f"{time}, {peers[fastest]:.1f} ({fastest}){copies}, {_limit_share(row):.0%}{bound}"
+    return f"{time}, {_ratio(peers[fastest])} ({fastest}){copies}, {_limit_share(row):.0%}{bound}"
+
+
+def _ratio(value: float) -> str:
+    """No more digits than it has."""
+    return f"{value:.1f}" if value < 30 else f"{float(f'{value:.2g}'):,.0f}"
 
 
 def _limit_share(row: dict[str, Any]) -> float:
@@ -186,7 +211,8 @@ def render_models(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in runtimes.items())
     side = report["imgsz"]
     lines = [
-        f"{_machine(report)}; {versions}; one image of {side} x {side} pixels, {report['clock']}.",
+        f"{_machine(report)}; {versions}; one image of {side} x {side} pixels, {report['clock']}. Of these, "
+        "yolov8s-fast alone has been trained; p45 has no level of stride 8, and does not see small objects.",
         "",
         f"| | in place of | M parameters | GFLOPs | {' | '.join(f'ms in {name}' for name in runtimes)} |",
         f"|---|---|{'--:|' * (2 + len(runtimes))}",
@@ -237,9 +263,9 @@ def render_compress(report: dict[str, Any]) -> str:
     lines = [
         f"{_machine(report)}; {', '.join(f'{name} {versions[name]}' for name in runtimes)}; {data['name']}, "
         f"{data['train_images']:,} images to train on and {data['val_images']:,} to measure on, at "
-        f"{settings['imgsz']} pixels; epochs: {epochs}; {minutes:.0f} minutes altogether. Milliseconds of the network "
-        "for one image, of the stage's file for that runtime; in brackets, the share of the baseline's, and the change "
-        "of its accuracy.",
+        f"{settings['imgsz']} pixels; {_origin(report)}epochs: {epochs}; {minutes:.0f} minutes altogether. "
+        "Milliseconds of the network for one image, of the stage's file for that runtime; in brackets, the share of "
+        f"the baseline's, and the change of its accuracy. {_verdict(report)}",
         "",
         "| | M parameters | GFLOPs | MB | "
         + " | ".join(f"ms in {name}" for name in runtimes)
@@ -255,6 +281,36 @@ def render_compress(report: dict[str, Any]) -> str:
         accuracy, reference = (of["files"][0]["accuracy"] for of in (stage, stages[0]))
         cells += [f"{accuracy[key]:.4f} ({accuracy[key] - reference[key]:+.4f})" for key in ("map50", "map50_95")]
         lines.append(f"| {stage['title']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _origin(report: dict[str, Any]) -> str:
+    """Of a baseline that was given, which the run does not know; whoever keeps its result writes it there."""
+    return f"baseline: {report['baseline']}; " if "baseline" in report else ""
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    files = [file for stage in report["stages"] for file in stage["files"] if file.get("verification")]
+    departing = [file["path"] for file in files if file["verification"]["verdict"] != "agrees"]
+    if not files:
+        return "Not verified."
+    if departing:
+        return f"Of {len(files)} files, {', '.join(departing)} departed from the checkpoint by more than allowed."
+    return f"All {len(files)} files agree with their checkpoints (`fastyolo verify`)."
+
+
+def render_accelerate(report: dict[str, Any]) -> str:
+    """A line for each number of images and threshold."""
+    lines = [
+        f"{_machine(report)}; `predict` of {report['weights']} on {report['images']} photographs, letterboxed to "
+        f"{report['imgsz']} pixels: all but reading the files.",
+        "",
+        "| | ultralytics | accelerated | times as fast |",
+        "|---|--:|--:|--:|",
+    ]
+    for row in report["results"]:
+        stock, ours = (_time(row["contenders"][name]["median_us"]) for name in ("ultralytics", "fastyolo"))
+        lines.append(f"| batch {row['batch']}, conf {row['conf']:g} | {stock} | {ours} | {row['ratio']:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -283,8 +339,10 @@ def render_ptq(report: dict[str, Any]) -> str:
     halves = " and ".join(map(str, report["images"]))
     head = (
         f"{_machine(report)}; {_runtimes(report)}; {report['weights']} at {report['imgsz']} pixels on "
-        f"{report['data']}: calibrated on one half ({halves} images), measured on the other, both ways averaged. "
-        "naive: everything is quantised, boxes and scores too, which then have one scale."
+        f"{report['data']}: calibrated on one half ({halves} images), measured on the other, both ways averaged; in "
+        f"brackets the change, and that of each half: differences of a hundredth are chance. mAP in ONNX Runtime. "
+        f"{WEIGHTS.get(report['weights'], '')}"
+        f"naive: everything is quantised, boxes and scores too, which then have one scale. {_FOR_RUNTIMES}"
     )
     return _quantised(head, report)
 
@@ -294,9 +352,16 @@ def render_qat(report: dict[str, Any]) -> str:
     training = report["training"]
     head = (
         f"{_machine(report)}; {_runtimes(report)}; {report['model']} at {report['imgsz']} pixels on {report['data']}; "
-        f"QAT of {training['epochs']} epochs at a learning rate of {training['lr0']:g}."
+        f"QAT of {training['epochs']} epochs at a learning rate of {training['lr0']:g}. {_FOR_RUNTIMES}"
     )
     return _quantised(head, report)
+
+
+# Else a reader would take the times in ONNX Runtime for what INT8 comes to there.
+_FOR_RUNTIMES = (
+    "The files are those for TensorRT and OpenVINO, except target-onnxruntime, which `--target onnxruntime` makes: "
+    "ONNX Runtime is slow with the others on x86."
+)
 
 
 def _quantised(head: str, report: dict[str, Any]) -> str:
@@ -310,19 +375,26 @@ def _quantised(head: str, report: dict[str, Any]) -> str:
     ]
     reference = report["variants"]["float32"]
     for name, found in report["variants"].items():
-        cells = [f"{found[metric]:.4f} ({found[metric] - reference[metric]:+.4f})" for metric in ("mAP50", "mAP50-95")]
+        cells = [f"{found[metric]:.4f} ({_changes(found, reference, metric)})" for metric in ("mAP50", "mAP50-95")]
         cells.append(f"{found['share_of_float32']:.1%}")
         cells += [f"{found['speed_up'][runtime]:.2f}" for runtime in runtimes]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def _changes(found: dict[str, Any], reference: dict[str, Any], metric: str) -> str:
+    """The change, and those of the halves, if there are any."""
+    pairs = [(found, reference), *zip(found.get("halves", ()), reference.get("halves", ()), strict=True)]
+    whole, *halves = (f"{after[metric] - before[metric]:+.4f}" for after, before in pairs)
+    return f"{whole}: {', '.join(halves)}" if halves and found is not reference else whole
+
+
 def render_sensitivity(report: dict[str, Any]) -> str:
     """A line for each number of parts that are kept in float."""
     lines = [
         f"{_machine(report)}; {_runtimes(report)}; {report['weights']} at {report['imgsz']} pixels on "
-        f"{report['data']}, calibrator {report['calibrator']}: parts ranked on one half of the images, mAP measured on "
-        "the other, both ways averaged; changes are against float32.",
+        f"{report['data']}, calibrator {report['calibrator']}: parts ranked on one half of the images, mAP measured "
+        f"on the other, both ways averaged; changes are against float32. {WEIGHTS.get(report['weights'], '')}".strip(),
         "",
         "| `--keep-float` | parts | signal to noise, dB | MB | mAP50 | mAP50-95 |",
         "|---|---|--:|--:|--:|--:|",
@@ -412,6 +484,7 @@ def _time(microseconds: float) -> str:
 KINDS = {
     "compress": ("The whole path", render_compress),
     "accuracy": ("Agreement with ultralytics", render_accuracy),
+    "accelerate": ("Whole predictions", render_accelerate),
     "study": ("Accuracy of the light model", render_study),
     "models": ("Cost of the light model", render_models),
     "pruning-study": ("Pruning", render_pruning),
