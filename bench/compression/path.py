@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A run of `fastyolo compress` as a result file: its summary, without the folders of the machine that it ran on.
 
-python bench/compression/path.py runs/pcb
+python bench/compression/path.py runs/pcb --baseline "YOLOv8s, 30 epochs from random weights"
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="DIR", type=Path, help="its folder")
+    parser.add_argument("--baseline", metavar="TEXT", help="what the baseline is, if it was given: the table says so")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: bench/results/compress-DATA-DATE.json")
     arguments = parser.parse_args()
     summary = read(arguments.run)
     name = f"compress-{summary.data.name}-{summary.environment['date'][:10]}.json"
     # Latencies are of the CPU, wherever the trainings were.
-    write_json(arguments.output or RESULTS / name, {**_without_folders(summary.as_dict()), "device": "cpu"})
+    result = {**_without_folders(summary.as_dict()), "device": "cpu"}
+    if arguments.baseline:
+        result["baseline"] = arguments.baseline
+    write_json(arguments.output or RESULTS / name, result)
 
 
 def _without_folders(value: Any) -> Any:

@@ -97,12 +97,22 @@ def main() -> None:
         if name == "yolov8s-fast" and not arguments.latency_only:
             variants += [(SHARES[0], sparsity) for sparsity in arguments.sparsity]
             variants += [(share, sparsity) for share in SHARES[1:] for sparsity in arguments.sparsity[:1]]
-        report["models"][name] = [assess(name, weights, *variant, arguments, recipe) for variant in variants]
+        # One reference for all lines of a model.
+        stopwatch = LatencyMeter(YOLO(str(weights)), arguments.imgsz, torch.get_num_threads())
+        report["models"][name] = [
+            assess(name, weights, *variant, arguments, recipe, stopwatch) for variant in variants
+        ]
     write_json(arguments.output or RESULTS / f"pruning-{report['environment']['date'][:10]}.json", report)
 
 
 def assess(
-    name: str, weights: Path, share: float, sparsity: float, arguments: argparse.Namespace, recipe: dict[str, Any]
+    name: str,
+    weights: Path,
+    share: float,
+    sparsity: float,
+    arguments: argparse.Namespace,
+    recipe: dict[str, Any],
+    stopwatch: LatencyMeter,
 ) -> dict[str, Any]:
     """A model that loses a share of its FLOPs: its costs, its accuracy at each stage and its latency."""
     folder = arguments.runs / name / (f"{share:.0%}-sparsity-{sparsity:g}" if sparsity else f"{share:.0%}")
@@ -123,7 +133,6 @@ def assess(
     if not arguments.latency_only:
         stages = {"unpruned": weights, "pruned": folder / "runs" / "step-1" / "pruned.pt", "trained": report.path}
         row["accuracy"] = {stage: accuracy(file, arguments) for stage, file in stages.items()}
-    stopwatch = LatencyMeter(YOLO(str(weights)), arguments.imgsz, torch.get_num_threads())
     ms = stopwatch.ms(YOLO(report.path).model)
     removed = 1 - report.after.flops / report.before.flops
     row["latency"] = {"unpruned_ms": stopwatch.reference_ms, "pruned_ms": ms}

@@ -324,6 +324,17 @@ void* dynamic_shared_memory() { return dynamic_shared.begin; }
 
 void thread_fence() { current->fenced = true; }
 
+void before_read_only([[maybe_unused]] const void* address, [[maybe_unused]] size_t bytes) {
+#ifndef SIMT_ASAN
+  if (!current || !device_memory.contains(address)) return;
+  const Shadow* shadow = device_memory.shadow + device_memory.offset(address);
+  for (const Shadow* s = shadow; s < shadow + bytes; ++s) {
+    if (s->write.serial >= launch_serial)
+      report(Kind::kRead, bytes, address, "read-only load of what this launch wrote");
+  }
+#endif
+}
+
 void before_atomic([[maybe_unused]] void* address, [[maybe_unused]] size_t bytes) {
   yield();
   current->acquired = true;

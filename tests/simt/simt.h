@@ -97,6 +97,8 @@ bool fill(void* to, int value, size_t bytes);
 void* dynamic_shared_memory();
 void thread_fence();
 void before_atomic(void* address, size_t bytes);  // a scheduling point, then the checks of an access
+// Before a load through the read-only cache, which need not see what the same launch has written.
+void before_read_only(const void* address, size_t bytes);
 
 // --- report.cpp
 

@@ -30,6 +30,7 @@ WRONG = {
     "shared_write_out_of_bounds": {"asan": "index 64 out of bounds"},
     "shared_pointer_out_of_bounds": {"asan": "global-buffer-overflow"},
     "dynamic_shared_out_of_bounds": {"checked": "write of 4 bytes at byte 256", "asan": "WRITE of size 4"},
+    "read_only_load_of_a_result": {"checked": "read-only load of what this launch wrote: read of 4 bytes at byte 0"},
     "divergent_barrier": dict.fromkeys(BOTH, r"divergent barrier.*thread \(32, 0, 0\) has returned"),
     "barrier_in_branch": dict.fromkeys(BOTH, "divergent barrier"),
     "shuffle_from_absent_lane": dict.fromkeys(BOTH, "__shfl_sync reads lane 20, which does not take part"),

@@ -70,6 +70,15 @@ __global__ void dynamic_shared_out_of_bounds_kernel(const float* in, float* out)
   if (i == 1) *out = values[i];
 }
 
+__global__ void read_only_load_of_a_result_kernel(const float* in, float* out) {
+  if (threadIdx.x == 0) *out = in[0];
+  __syncthreads();
+  if (threadIdx.x == 1) {
+    const float result = __ldg(out);  // wrong
+    *out = result + 1;
+  }
+}
+
 __global__ void divergent_barrier_kernel(const float* in, float* out) {
   const int i = threadIdx.x;
   if (i == kThreads / 2) return;
@@ -195,6 +204,7 @@ const std::map<std::string, Case> kCases = {
     {"shared_write_out_of_bounds", {shared_write_out_of_bounds_kernel}},
     {"shared_pointer_out_of_bounds", {shared_pointer_out_of_bounds_kernel}},
     {"dynamic_shared_out_of_bounds", {dynamic_shared_out_of_bounds_kernel, 1, kThreads, kThreads * sizeof(float)}},
+    {"read_only_load_of_a_result", {read_only_load_of_a_result_kernel}},
     {"divergent_barrier", {divergent_barrier_kernel}},
     {"barrier_in_branch", {barrier_in_branch_kernel}},
     {"shuffle_from_absent_lane", {shuffle_from_absent_lane_kernel}},

@@ -201,6 +201,7 @@ T atomicCAS(T* address, SimtValue<T> compare, SimtValue<T> value) {
 
 template <class T>
 T __ldg(const T* address) {
+  simt::before_read_only(address, sizeof(T));
   return *address;
 }
 template <class T>
