@@ -7,8 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
+from fastyolo.bench.runtimes import LABELS as RUNTIMES
+
 WIDTH, LABELS, VALUES = 860, 340, 150  # of the picture, of the names on the left, of the figures on the right
 ROW, BAR = 24, 14
+
+_KEPT = "that is kept"  # what is better the more there is of it
 
 # A name, the share, and the two figures that it is of.
 Row = tuple[str, float, str]
@@ -31,6 +35,7 @@ def draw(reports: Sequence[Mapping[str, Any]]) -> str:
         'font-family="system-ui, sans-serif" font-size="13">\n'
         "<title>Time and size, as a share of what fastyolo takes the place of</title>\n"
         "<style>.title { font-weight: 600; } text { fill: #1a1f24; } .all { fill: #d0d7de; } .ours { fill: #0b62a4; }"
+        " .kept { fill: #2f7d4f; }"
         " .figures { fill: #55606b; font-size: 12px; }</style>\n"
         f'<rect width="{WIDTH}" height="{y + 24}" rx="8" fill="#ffffff"/>\n' + "\n".join(body) + "\n</svg>\n"
     )
@@ -40,8 +45,9 @@ def _bar(y: int, name: str, share: float, figures: str) -> Iterator[str]:
     full = WIDTH - LABELS - VALUES - 40
     yield f'<text x="36" y="{y}">{escape(name)}</text>'
     yield f'<rect class="all" x="{LABELS}" y="{y - BAR + 2}" width="{full}" height="{BAR}" rx="2"/>'
-    width = max(full * share, 1)
-    yield f'<rect class="ours" x="{LABELS}" y="{y - BAR + 2}" width="{width:.1f}" height="{BAR}" rx="2"/>'
+    width = min(max(full * share, 1), full)
+    kind = "kept" if _KEPT in name else "ours"
+    yield f'<rect class="{kind}" x="{LABELS}" y="{y - BAR + 2}" width="{width:.1f}" height="{BAR}" rx="2"/>'
     yield f'<text x="{LABELS + full + 10}" y="{y}">{share:.0%}</text>'
     yield f'<text x="{WIDTH - 20}" y="{y}" class="figures" text-anchor="end">{escape(figures)}</text>'
 
@@ -57,7 +63,7 @@ def _post_processing(reports: Sequence[Mapping[str, Any]]) -> Group:
         if (row["op"], row["case"]) in cases:
             name, peer = cases[row["op"], row["case"]]
             ours, theirs = (row["contenders"][who]["median_us"] / 1e3 for who in ("fastyolo", peer))
-            rows.append((f"{name}, against {peer}", ours / theirs, _of(ours, theirs, "ms")))
+            rows.append((f"{name}, against {RUNTIMES.get(peer, peer)}", ours / theirs, _of(ours, theirs, "ms")))
     return "From the head's outputs to boxes, time", rows
 
 
@@ -80,14 +86,14 @@ def _smaller(reports: Sequence[Mapping[str, Any]]) -> Group:
             removed = 1 - pruned["after"]["flops"] / pruned["before"]["flops"]
             rows.append((f"without {removed:.0%} of its FLOPs, time", times[0] / times[1], _of(*times, "ms")))
             found = tuple(pruned["accuracy"][stage]["mAP50"] for stage in ("trained", "unpruned"))
-            rows.append((f"mAP50 that is kept, {report['data']}", found[0] / found[1], _of(*found, "")))
+            rows.append((f"mAP50 {_KEPT}, {report['data']}", found[0] / found[1], _of(*found, "")))
     for report in reports:
         if report["kind"] == "ptq":
             ours, theirs = (report["variants"][name] for name in ("percentile", "float32"))
             times = tuple(one["milliseconds"]["openvino"] for one in (ours, theirs))
             rows.append(("INT8 in OpenVINO, time", times[0] / times[1], _of(*times, "ms")))
             found = tuple(one["mAP50-95"] for one in (ours, theirs))
-            rows.append((f"mAP50-95 that is kept, {report['data']}", found[0] / found[1], _of(*found, "")))
+            rows.append((f"mAP50-95 {_KEPT}, {report['data']}", found[0] / found[1], _of(*found, "")))
             sizes = tuple(one["bytes"] / 1e6 for one in (ours, theirs))
             rows.append(("INT8, size of the file", sizes[0] / sizes[1], _of(*sizes, "MB")))
     return "YOLOv8n, pruned and quantised", rows
@@ -108,7 +114,7 @@ def _whole_path(reports: Sequence[Mapping[str, Any]]) -> Group:
             rows.append(("size of the file", sizes[0] / sizes[1], _of(*sizes, "MB")))
             for key, name in (("map50", "mAP50"), ("map50_95", "mAP50-95")):
                 found = tuple(stage["files"][0]["accuracy"][key] for stage in (last, first))
-                rows.append((f"{name} that is kept", found[0] / found[1], _of(*found, "")))
+                rows.append((f"{name} {_KEPT}", found[0] / found[1], _of(*found, "")))
     return title, rows
 
 

@@ -472,7 +472,8 @@ def _machine(report: dict[str, Any]) -> str:
     if report["device"] == "cuda":
         machine = environment["gpus"][0]["model"]
     else:
-        machine = f"{environment['cpu']['model']}, {environment['cpu']['isa']}, {report['threads']} threads"
+        machine = f"{environment['cpu']['model']}, {environment['cpu']['isa']}, {report['threads']} thread"
+        machine += "s" * (report["threads"] != 1)
     return f"{machine}; {packages}; {environment['date'][:10]}, commit {environment['commit']}"
 
 

@@ -99,9 +99,7 @@ def main() -> None:
             variants += [(share, sparsity) for share in SHARES[1:] for sparsity in arguments.sparsity[:1]]
         # One reference for all lines of a model.
         stopwatch = LatencyMeter(YOLO(str(weights)), arguments.imgsz, torch.get_num_threads())
-        report["models"][name] = [
-            assess(name, weights, *variant, arguments, recipe, stopwatch) for variant in variants
-        ]
+        report["models"][name] = [assess(name, weights, *variant, arguments, recipe, stopwatch) for variant in variants]
     write_json(arguments.output or RESULTS / f"pruning-{report['environment']['date'][:10]}.json", report)
 
 

@@ -82,7 +82,8 @@ def ranking(half: int, halves: list[Path], arguments: argparse.Namespace) -> dic
             accuracy_of=arguments.accuracy_of,
             cache=work / "calibration",
         )
-        write_json(file, found.as_dict())
+        # Without the folder of this machine.
+        write_json(file, {**found.as_dict(), "weights": Path(found.weights).name})
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return result
 
