@@ -397,7 +397,7 @@ def test_the_table_leaves_out_what_says_nothing() -> None:
     headers, lines = model_table.table({"results": [old]})
     assert headers == ["imgsz", "runtime", "ms: median", "90 %", "mAP50-95", "mAP50"]
     assert lines == [
-        ["320", "PyTorch, accelerated", "2.0", "3.0", "0.250", "0.500"],
+        ["320", "PyTorch", "2.0", "3.0", "0.250", "0.500"],
         ["320", "ONNX Runtime", "2.0", "3.0", "-", "-"],
     ]
     new = {"model": "a.onnx", "batch": 1, "threads": 2, "accuracy": {}, "imgsz": 320, "latency": {"ncnn": latency}}

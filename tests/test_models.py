@@ -558,7 +558,7 @@ def test_the_table_of_a_result_file(monkeypatch):
     monkeypatch.syspath_prepend(scripts)
     tables = runpy.run_path(str(scripts / "tables.py"))
     machine, _, *table = tables["render"](report).splitlines()
-    assert machine.endswith("onnxruntime 1.30.0, openvino 2026.4.1; one image of 640 x 640 pixels, wall time.")
+    assert "; onnxruntime 1.30.0, openvino 2026.4.1; one image of 640 x 640 pixels, wall time. " in machine
     assert table == [
         "| | in place of | M parameters | GFLOPs | ms in onnxruntime | ms in openvino |",
         "|---|---|--:|--:|--:|--:|",

@@ -71,6 +71,8 @@ def threads_text(count: int) -> str:
 def explanation(document: Mapping[str, Any]) -> str:
     """What the columns mean, for below a table."""
     text = "Milliseconds of a call, letterbox and NMS included."
+    if any(PYTORCH in row["latency"] for row in document["results"]):
+        text += " PyTorch: accelerated by fastyolo."
     if any("peak_mb" in row for row in document["results"]):
         text += (
             " Peak: of the resident memory of a process that does nothing else, with torch for PyTorch, and for NCNN "

@@ -54,7 +54,7 @@ RUNTIMES: dict[str, Runtime] = {
     "tensorrt": Runtime("TensorRT", "engine", ".engine", ("tensorrt",), ("onnx", "onnxslim")),
 }
 NAMES = (PYTORCH, *RUNTIMES)
-LABELS = {PYTORCH: "PyTorch, accelerated", **{name: runtime.label for name, runtime in RUNTIMES.items()}}
+LABELS = {PYTORCH: "PyTorch", **{name: runtime.label for name, runtime in RUNTIMES.items()}}
 
 
 def why_not(name: str, *, export: bool) -> str | None:
