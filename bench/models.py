@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from fastyolo._files import write_json
-from fastyolo.bench.environment import environment, installed_version
+from fastyolo._machine import installed_version
+from fastyolo.bench.environment import environment
 from fastyolo.bench.timing import Contender, interleave
 from fastyolo.integrations.ultralytics.acceleration import LOGGER, YOLO, describe
 from fastyolo.runtime.engines import onnx_session, openvino_core

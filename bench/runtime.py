@@ -22,8 +22,8 @@ from statistics import median
 from typing import Any
 
 from fastyolo._files import write_json
-from fastyolo._machine import cores
-from fastyolo.bench.environment import environment, installed_version
+from fastyolo._machine import cores, installed_version
+from fastyolo.bench.environment import environment
 from fastyolo.bench.timing import Contender, interleave
 from fastyolo.export import export
 from fastyolo.integrations.ultralytics.acceleration import LOGGER, YOLO

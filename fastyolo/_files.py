@@ -88,3 +88,9 @@ def locked(folder: Path, name: str) -> Iterator[None]:
 def holds_files(folder: Path) -> bool:
     """Whether there is anything in a folder but hidden files: its lock, and what another process is writing."""
     return folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir())
+
+
+def data_name(data: str) -> str:
+    """coco128 of coco128.yaml and of coco128/data.yaml."""
+    path = Path(data).resolve()
+    return path.parent.name if path.stem == "data" else path.stem

@@ -24,12 +24,13 @@ import torch
 from typer.testing import CliRunner
 
 from fastyolo import ops
+from fastyolo._machine import installed_version
 from fastyolo.bench import cases, roofline, timing
 from fastyolo.bench import ops as bench
 from fastyolo.bench.agreement import Agreement, compare
 from fastyolo.bench.cases import Choice, dfl_decode, feature_maps, nms, onnx_nms
 from fastyolo.bench.cases.inputs import scene_maps
-from fastyolo.bench.environment import environment, installed_version, why_not_compiled
+from fastyolo.bench.environment import environment, why_not_compiled
 from fastyolo.bench.roofline import Roofline
 from fastyolo.cli import app
 

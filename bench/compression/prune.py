@@ -22,8 +22,8 @@ from ultralytics import YOLO
 from ultralytics.utils import LOGGER
 
 from fastyolo._files import write_json
-from fastyolo._machine import cores
-from fastyolo.bench.environment import environment, installed_version
+from fastyolo._machine import cores, installed_version
+from fastyolo.bench.environment import environment
 from fastyolo.compress.pruning import prune
 from fastyolo.compress.pruning.latency import LatencyMeter
 from fastyolo.compress.pruning.run import train

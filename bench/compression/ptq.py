@@ -31,8 +31,8 @@ from runtimes import RUNTIMES, latencies
 from ultralytics.data.utils import check_det_dataset, img2label_paths
 
 from fastyolo._files import replacing, write_json
-from fastyolo._machine import cores
-from fastyolo.bench.environment import environment, installed_version
+from fastyolo._machine import cores, installed_version
+from fastyolo.bench.environment import environment
 from fastyolo.compress.quantization import CALIBRATORS, ptq, qdq, quantize
 from fastyolo.export import export
 from fastyolo.integrations.ultralytics.accuracy import evaluate

@@ -20,8 +20,8 @@ import yaml
 from runtimes import RUNTIMES, latencies
 
 from fastyolo._files import write_json
-from fastyolo._machine import cores
-from fastyolo.bench.environment import environment, installed_version
+from fastyolo._machine import cores, installed_version
+from fastyolo.bench.environment import environment
 from fastyolo.compress.quantization import CALIBRATORS, qdq, quantize
 from fastyolo.export import export
 from fastyolo.integrations.ultralytics.accuracy import evaluate

@@ -22,8 +22,8 @@ import yaml
 from ptq import HALVES, RESULTS, accuracy, split
 
 from fastyolo._files import write_json
-from fastyolo._machine import cores
-from fastyolo.bench.environment import environment, installed_version
+from fastyolo._machine import cores, installed_version
+from fastyolo.bench.environment import environment
 from fastyolo.compress.quantization import CALIBRATORS, quantize
 from fastyolo.compress.quantization.sensitivity import sensitivity
 from fastyolo.export import export

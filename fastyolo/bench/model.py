@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastyolo._files import data_name, replacing
+from fastyolo._machine import installed_version
 from fastyolo.bench import runtimes
-from fastyolo.bench.environment import environment, installed_version
+from fastyolo.bench.environment import environment
 from fastyolo.bench.footprint import peak_mb
 from fastyolo.bench.model_table import threads_text
 from fastyolo.bench.roofline import matrix_product
@@ -432,17 +434,9 @@ def report(
     }
 
 
-def data_name(data: str) -> str:
-    """coco128 of coco128.yaml and of coco128/data.yaml."""
-    path = Path(data).resolve()
-    return path.parent.name if path.stem == "data" else path.stem
-
-
 def plot(document: dict[str, Any], path: Path) -> None:
     """Speed against accuracy of a report with accuracies, and recall by size of objects where PyTorch's is known."""
     from matplotlib.figure import Figure
-
-    from fastyolo._files import replacing
 
     recalls = [row for row in document["results"] if "recall" in row["accuracy"].get(PYTORCH, {})]
     figure = Figure(figsize=(11 if recalls else 6, 4.4), layout="constrained")

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from fastyolo._machine import installed_version
 from fastyolo.bench.cases import CASES, IMAGE_SIZE, OURS, PEERS, Case, Choice, DisagreementError, Inputs, Maps
-from fastyolo.bench.environment import environment, installed_version, why_not_compiled
+from fastyolo.bench.environment import environment, why_not_compiled
 from fastyolo.bench.roofline import Roofline
 from fastyolo.bench.timing import (
     VISITS,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy.typing as npt
 
+from fastyolo._machine import installed_version
 from fastyolo._quiet import quiet
-from fastyolo.bench.environment import installed_version
 
 if TYPE_CHECKING:
     from fastyolo.export import Format

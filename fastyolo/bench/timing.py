@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from fastyolo._quiet import silent_profiler
 
 Call = Callable[[], Any]
 
@@ -260,16 +260,3 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
-
-
-@contextmanager
-def silent_profiler() -> Iterator[None]:
-    """Without what torch's profiler logs on stderr of its own start and stop, at no level that can be turned off."""
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)

@@ -510,8 +510,8 @@ def _print_comparison(console: Console, found: Any) -> None:
 
 def _maps(weights: Path | None, images: Path | None) -> tuple[Any, str]:
     """Head maps for the cases, None for synthetic ones, and what to call them."""
+    from fastyolo._machine import installed_version
     from fastyolo.bench import ops as bench
-    from fastyolo.bench.environment import installed_version
 
     data = Path(os.environ.get("FASTYOLO_DATA", ""))
     if weights is None and data.name:

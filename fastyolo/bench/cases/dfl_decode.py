@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastyolo import ops
+from fastyolo._machine import installed_version
 from fastyolo.bench.cases.case import (
     OURS,
     Case,
@@ -20,7 +21,7 @@ from fastyolo.bench.cases.case import (
     with_backward,
 )
 from fastyolo.bench.cases.inputs import Inputs
-from fastyolo.bench.environment import installed_version, why_not_compiled
+from fastyolo.bench.environment import why_not_compiled
 from fastyolo.bench.timing import Call
 
 DECODE_FLOPS = 6  # per logit: maximum, difference, exponential, sum, and the product and sum of the expectation

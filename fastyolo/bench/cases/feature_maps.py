@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastyolo import ops
+from fastyolo._machine import installed_version
 from fastyolo.bench.cases.case import (
     OURS,
     Case,
@@ -22,7 +23,7 @@ from fastyolo.bench.cases.case import (
     with_backward,
 )
 from fastyolo.bench.cases.inputs import Inputs
-from fastyolo.bench.environment import installed_version, why_not_compiled
+from fastyolo.bench.environment import why_not_compiled
 from fastyolo.bench.timing import Call
 from fastyolo.nn import FusedSPPF, standard
 from fastyolo.nn.eca import eca_kernel_size

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from fastyolo import ops, reference
+from fastyolo._machine import installed_version
 from fastyolo.bench import agreement
 from fastyolo.bench.cases.case import OURS, Case, Choice, DisagreementError, dtype_name
 from fastyolo.bench.cases.dfl_decode import DECODE_FLOPS
 from fastyolo.bench.cases.inputs import STRIDES, Inputs, Maps
 from fastyolo.bench.cases.onnx_nms import onnx_nms_calls
-from fastyolo.bench.environment import installed_version
 from fastyolo.bench.timing import Call
 
 _IOU, _MAX_DET = 0.7, 300  # of detections, as in predict() and val()

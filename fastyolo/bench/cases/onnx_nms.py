@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastyolo.bench.environment import installed_version
+from fastyolo._machine import installed_version
 from fastyolo.bench.timing import Call
 from fastyolo.runtime.engines import onnx_session, openvino_core
 

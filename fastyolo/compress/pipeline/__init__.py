@@ -271,7 +271,7 @@ def _light(light: str | Path | None, baseline: str | Path, skip: frozenset[str])
 def _data(data: str, arguments: Mapping[str, Any]) -> Data:
     import hashlib
 
-    from fastyolo.bench.model import data_name
+    from fastyolo._files import data_name
     from fastyolo.compress.pipeline.summary import Data
     from fastyolo.integrations.ultralytics.splits import read
 

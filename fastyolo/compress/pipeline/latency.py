@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fastyolo.bench.environment import installed_version
+from fastyolo._machine import installed_version
 from fastyolo.bench.timing import CpuContender, take_turns
 from fastyolo.compress.pipeline.summary import RUNTIMES, Runtime
 from fastyolo.runtime.engines import ENGINES

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from fastyolo._files import locked
+from fastyolo._machine import installed_version
 from fastyolo._quiet import quiet
-from fastyolo.bench.environment import environment, installed_version
+from fastyolo.bench.environment import environment
 from fastyolo.compress.pipeline.files import Files, Progress
 from fastyolo.compress.pipeline.latency import runtimes
 from fastyolo.compress.pipeline.settings import STAGES, Options

@@ -25,7 +25,7 @@ from onnx import ModelProto
 
 from fastyolo import __version__, _arguments
 from fastyolo._files import write_json
-from fastyolo.bench.environment import cpu
+from fastyolo._machine import cpu
 from fastyolo.compress.accuracy import measure as measure_accuracy
 from fastyolo.compress.quantization import CALIBRATORS, MIN_IMAGES, Calibrator, cost, domain, ptq
 from fastyolo.compress.quantization.calibration import default_cache

@@ -25,7 +25,7 @@ from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.torch_utils import select_device, unwrap_model
 
 from fastyolo import _arguments, _files
-from fastyolo.bench.timing import silent_profiler
+from fastyolo._quiet import silent_profiler
 from fastyolo.diagnose.stopwatch import Stopwatch
 from fastyolo.integrations.ultralytics.acceleration import AcceleratedPredictor, is_accelerated, predictor_of
 from fastyolo.integrations.ultralytics.distillation import Distillation
