@@ -12,8 +12,9 @@
 #   memcheck, racecheck, synccheck   the operators' small cases under that tool
 #   bench      every operator against its peers
 # PYTHON is the interpreter (default: that of .venv, else python3), LIMIT the seconds a step may take (default: 1800; the
-# benchmark keeps what it has measured until then), BENCH options of the benchmark, as "--op eca --batch 32",
-# TENSORRT_INCLUDE_DIR the folder of TensorRT's headers (default: those of the PyPI package kernel-lens).
+# benchmark keeps what it has measured until then), BENCH options of the benchmark, as "--op eca --batch 32", TESTS those
+# of pytest, as "-n 8" with pytest-xdist, and TENSORRT_INCLUDE_DIR the folder of TensorRT's headers (default: those of
+# the PyPI package kernel-lens).
 set -u
 if [ $# = 0 ]; then
   sed -n '3,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
@@ -48,6 +49,9 @@ needed = {"pytest": "pytest", "pytest_timeout": "pytest-timeout", "cv2": "opencv
 missing = [package for module, package in needed.items() if find_spec(module) is None]
 raise SystemExit(f"tests/gpu.sh needs more packages: pip install {' '.join(missing)}" if missing else None)
 END
+for tool in $([[ $steps == *enqueue* ]] && echo cmake) $([[ $steps == *check* ]] && echo compute-sanitizer); do
+  command -v "$tool" > /dev/null || { echo "tests/gpu.sh needs $tool" >&2 && exit 2; }
+done
 if [[ $steps == *enqueue* ]] && [ ! -e "$(tensorrt_headers)/NvInferRuntime.h" ]; then
   echo "tests/gpu.sh: set TENSORRT_INCLUDE_DIR to the folder of TensorRT's headers, or pip install kernel-lens" >&2
   exit 2
@@ -64,12 +68,17 @@ fastyolo.ops.nms(torch.zeros(1, 4, device="cuda"), torch.zeros(1, device="cuda")
 }
 
 # Warnings of packages in versions that these tests have not met are for another day.
-tests() { "$python" -m pytest -m cuda -W default; }
+tests() { "$python" -m pytest -m cuda -W default ${TESTS:-}; }
 
-# A tool makes kernels ten to a thousand times slower. Without torch's cache, each tensor is an allocation of its own,
-# beyond the end of which the tool sees.
+# Of the driver's calls a tool also reports those with which libraries ask for what an older driver lacks.
+sanitizer() {
+  compute-sanitizer --tool "$1" --error-exitcode 99 --report-api-errors no --target-processes all "${@:2}"
+}
+
+# A tool makes kernels ten to a thousand times slower, so torch's go without. Without torch's cache, each tensor is an
+# allocation of its own, beyond the end of which the tool sees.
 sanitized() {
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 99 --target-processes all \
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitizer "$1" --kernel-regex kns=fastyolo \
     "$python" -m pytest -m cuda -W default -k "(matches_reference or gradient) and not (bfloat16 or every-score or 1203 or many or 3000 or \
     clustered or tied or 2049 or 160x160 or 1024)" tests/test_decode_nms.py tests/test_batched_nms.py \
     tests/test_dfl_decode.py tests/test_eca.py tests/test_dw_sppf.py tests/test_sppf_pool.py
@@ -89,12 +98,12 @@ run_enqueue() {
   "$@" $build/examples/enqueue_test "$(find $build/installed -name libfastyolo_plugins.so)"
 }
 enqueue() { run_enqueue; }
-enqueue_memcheck() { run_enqueue compute-sanitizer --tool memcheck --error-exitcode 99; }
-enqueue_racecheck() { run_enqueue compute-sanitizer --tool racecheck --error-exitcode 99; }
+enqueue_memcheck() { run_enqueue sanitizer memcheck; }
+enqueue_racecheck() { run_enqueue sanitizer racecheck; }
 
 bench() { "$python" -m fastyolo bench ops --device cuda --json "$out/ops.json" ${BENCH:-}; }
 
-export -f build facts tests sanitized memcheck racecheck synccheck bench
+export -f build facts tests sanitizer sanitized memcheck racecheck synccheck bench
 export -f run_enqueue tensorrt_headers enqueue enqueue_memcheck enqueue_racecheck
 export python out
 for step in $steps; do
