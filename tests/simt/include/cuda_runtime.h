@@ -230,8 +230,16 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __frcp_rn(float a) { return 1.f / a; }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __expf(float a) { return std::exp(a); }
+// Fast functions at their worst, as the CUDA C++ Programming Guide bounds them: dividing by more than 2^126 gives 0, or
+// NaN of an infinity, and an exponential is 2 + floor(|1.173 x|) units in the last place away.
+inline float __fdividef(float a, float b) {
+  const bool huge = std::fabs(b) > 0x1p126f && !std::isinf(b);
+  return huge ? (std::isinf(a) ? NAN : std::copysign(0.f, a) * std::copysign(1.f, b)) : a / b;
+}
+inline float __expf(float a) {
+  const double error = std::isfinite(a) ? (2 + std::floor(std::fabs(1.173 * a))) * 0x1p-23 : 0;
+  return static_cast<float>(std::exp(static_cast<double>(a)) * (1 + error));
+}
 inline float __logf(float a) { return std::log(a); }
 inline float __saturatef(float a) { return a > 0.f ? (a < 1.f ? a : 1.f) : 0.f; }
 inline float rsqrtf(float a) { return 1.f / std::sqrt(a); }
