@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import re
 import resource
 import runpy
@@ -15,8 +16,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -403,6 +406,65 @@ def test_the_limit_of_compute_is_not_that_of_a_slow_library_for_matrices(monkeyp
     assert roofline.measure(CPU).flops > 1.2 * of_products  # 13 GFLOP/s, of convolutions on any processor more
 
 
+@pytest.mark.parametrize(("inputs", "passes"), [(1, 16), (3, 7), (64, 1)])
+def test_a_graph_holds_every_input_and_times_a_call(monkeypatch, inputs, passes):
+    """On a device of a millisecond per call, on which graphs are replayed; for the host it is a twentieth of one."""
+    clock, captured, replayed = [0], [], []
+
+    @contextmanager
+    def capture(graph: SimpleNamespace) -> Iterator[None]:
+        before = clock[0]
+        yield
+        graph.held = clock[0] - before
+        clock[0] = before  # what is captured is not run
+        captured.append(graph.held)
+
+    def replay(graph: SimpleNamespace) -> None:
+        clock[0] += graph.held
+        replayed.append(graph.held)
+
+    def new_graph() -> SimpleNamespace:
+        graph = SimpleNamespace(held=0)
+        graph.replay = functools.partial(replay, graph)
+        return graph
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None: ...
+
+        def record(self) -> None:
+            self.at = clock[0]
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, end: Any) -> float:
+            return end.at - self.at
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, value in {
+        "Event": Event,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda stream: nullcontext(),
+        "synchronize": lambda: None,
+        "CUDAGraph": new_graph,
+        "graph": capture,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0] * 5e-5)
+    used = Counter()
+
+    def call(index: int) -> None:
+        clock[0] += 1
+        used[index] += 1
+
+    contender = timing.CudaContender([functools.partial(call, index) for index in range(inputs)], capturable=True)
+    assert contender.mode == "graph"
+    assert captured == [inputs * passes]
+    assert {used[index] for index in range(1, inputs)} <= {1 + passes}  # the first one also warms up
+    assert contender.sample() == pytest.approx(1e-3)
+    assert replayed == captured * 2  # the first one of which is not timed
+
+
 def test_visits_lie_apart():
     log: list[str] = []
 
@@ -463,6 +525,14 @@ def test_environment_says_where_a_number_comes_from():
     assert facts["cpu"]["model"]
     assert facts["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert facts["date"].endswith("+00:00")
+
+
+def test_the_commit_of_files_without_their_repository():
+    """Read when the module is loaded, as the code is."""
+    program = "from fastyolo.bench.environment import environment; print(environment()['commit'])"
+    named = {**os.environ, "FASTYOLO_COMMIT": "0123456789ab"}
+    done = subprocess.run([sys.executable, "-c", program], env=named, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0123456789ab"
 
 
 # ---- agreement

@@ -38,7 +38,12 @@ def why_not_compiled(device: torch.device) -> str | None:
 
 
 def commit() -> str | None:
-    """Commit of the repository that these files belong to, with a + if files differ from it; None outside of one."""
+    """Commit of the repository that these files belong to, with a + if files differ from it; None outside of one.
+
+    FASTYOLO_COMMIT tells it where the files came without the repository.
+    """
+    if given := os.environ.get("FASTYOLO_COMMIT"):
+        return given
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

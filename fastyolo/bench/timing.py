@@ -7,6 +7,7 @@ import ctypes
 import random
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +22,9 @@ Call = Callable[[], Any]
 
 VISITS = 8
 _SLOW = 0.1  # seconds of a call, from which on one is enough to warm up
+_GRAPH_SECONDS = 1e-3  # of the calls in a graph, whose own launch takes some microseconds
+_MAX_PASSES = 16
+_WARM_UPS = 3
 _SHORT = 0.01  # seconds of a call, up to which what ran before it shows: in the caches, and in threads that sleep
 
 
@@ -73,22 +77,26 @@ class CpuContender(Contender):
 
 
 class CudaContender(Contender):
-    """Device time of a pass over all inputs, between two events; as graph replays if the calls can be captured.
+    """Device time of passes over all inputs, between two events; as one graph if the calls can be captured.
 
-    The inputs together exceed the L2 cache, so that each call finds its input in memory as it would in a pipeline.
+    Sets of inputs that together exceed the L2 cache, and the results of a pass, which have memory of their own, have
+    each call find its input in memory as it would in a pipeline. Of a single set, what fits the cache stays there.
 
     Args:
-        calls: one for each input.
+        calls: one for each set of inputs.
         capturable: whether a graph should hold them.
         required: whether it is an error if it cannot; if not, they go to the stream one by one, as `mode` says.
     """
 
     def __init__(self, calls: Sequence[Call], capturable: bool, required: bool = True) -> None:
         self._calls = calls
+        self._timed = len(calls)
         self.mode = "stream"
         if capturable:
             try:
-                self._calls = [_captured(call) for call in calls]
+                passes = _passes(calls)
+                self._calls = [_captured(calls, passes)]
+                self._timed *= passes
                 self.mode = "graph"
             except RuntimeError:
                 if required:
@@ -98,24 +106,44 @@ class CudaContender(Contender):
     def sample(self) -> float:
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        if self.mode == "graph":  # busy with it, the device waits for no launch of what is timed
+            self._run()
         start.record()
-        for call in self._calls:
-            call()
+        self._run()
         end.record()
         end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3 / len(self._calls)
+        return float(start.elapsed_time(end)) / 1e3 / self._timed
+
+    def _run(self) -> None:
+        for call in self._calls:
+            call()
 
 
-def _captured(call: Call) -> Call:
+def _passes(calls: Sequence[Call]) -> int:
+    """How many in a graph take long enough that what a graph costs by itself is nothing beside them."""
+    for _ in range(_WARM_UPS):
+        calls[0]()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    return max(1, min(round(_GRAPH_SECONDS / (time.perf_counter() - start)), _MAX_PASSES))
+
+
+def _captured(calls: Sequence[Call], passes: int) -> Call:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
+        for _ in range(_WARM_UPS):
+            calls[0]()
     torch.cuda.current_stream().wait_stream(stream)
+    results = deque[Any](maxlen=len(calls))  # freed at once, one result's memory would be the next one's, in the cache
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
+        for _ in range(passes):
+            for call in calls:
+                results.append(call())
     return graph.replay
 
 

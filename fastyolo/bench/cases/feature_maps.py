@@ -164,29 +164,30 @@ def _case(
     maps = [first]
     maps += [inputs.feature_map(shape, dtype, variant.layout, i) for i in range(1, inputs.rotation(first.nbytes))]
     outputs = (batch, operator.maps * channels, height, width)
+    gradients = [inputs.feature_map(outputs, dtype, variant.layout, i) if backward else None for i in range(len(maps))]
 
-    def call(function: Callable[..., Tensor], x: Tensor) -> Call:
+    def call(function: Callable[..., Tensor], x: Tensor, gradient: Tensor | None) -> Call:
         leaves = [x.detach().requires_grad_(backward), *parameters]
 
         def forward() -> Tensor:
             return function(*leaves, **variant.settings)
 
-        if not backward:
-            return forward
-        return with_backward(forward, leaves, inputs.feature_map(outputs, dtype, variant.layout, 0))
+        return forward if gradient is None else with_backward(forward, leaves, gradient)
 
     functions = {OURS: operator.ours, "torch": operator.peer}
     if compiled:
         functions["torch.compile"] = compiled_by_torch(operator.peer)
-    calls = {name: [call(function, x) for x in maps] for name, function in functions.items()}
+    calls = {
+        name: [call(function, *pair) for pair in zip(maps, gradients, strict=True)]
+        for name, function in functions.items()
+    }
     peers = list(calls)
 
     def check() -> None:
         require_agreement(operator.name, {name: calls[name][0]() for name in peers})
 
     if operator.maps == 1:
-        target = torch.empty_like(first)
-        calls[COPY] = [_copy(target, x) for x in maps]
+        calls[COPY] = [_copy(torch.empty_like(x), x) for x in maps]
     # Forward reads x and writes the result; backward reads its gradient and x and writes the gradient of x.
     moved = (1 + operator.maps + backward * (operator.maps + 2)) * first.nbytes
     facts = {

@@ -56,8 +56,9 @@ class Inputs:
         return (torch.float32, torch.bfloat16) if self.device.type == "cpu" else (torch.float16,)
 
     def feature_map(self, shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(*shape, generator=generator).to(self.device, dtype).contiguous(memory_format=layout)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        values = torch.randn(*shape, generator=generator, device=self.device)
+        return values.to(dtype).contiguous(memory_format=layout)
 
     def boxes(self, count: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
         """boxes [N, 4] of 0 to 100 pixels a side, anywhere in an image, distinct scores [N], groups [N]."""
