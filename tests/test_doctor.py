@@ -226,7 +226,7 @@ def test_objects_are_counted_once(root):
     describe_as(val="images/train", names=["nut", "nut"])(root)
     objects = examined(root).facts["objects"]
     assert sum(objects["shorter_side"].values()) == 2 * TRAIN  # though both splits have them
-    assert objects["by_class"]["train"] == {"nut": 2 * TRAIN}  # of both classes of this name
+    assert objects["by_class"]["train"] == {"nut (0)": TRAIN, "nut (1)": TRAIN}
 
 
 def test_a_file_of_both_splits_is_leaked(root):

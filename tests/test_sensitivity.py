@@ -214,6 +214,12 @@ def test_map_is_that_of_ultralytics(checkpoint, file, data_set):
         assert accuracy.map50_95 == pytest.approx(expected.map50_95, abs=0.01)
 
 
+def test_classes_of_one_name_have_accuracies_of_their_own(file, data_set):
+    labelled = LabelledImages(data_set, SIZE, ["red", *["other"] * (len(NAMES) - 1)])
+    nothing = labelled.measure(lambda image: np.empty((0, 6)))
+    assert [*nothing.by_class] == ["red", *(f"other ({label})" for label in range(1, len(NAMES)))]
+
+
 def test_noise_is_the_power_of_the_difference(file, data_set, cache):
     found = calibrated(file, data_set, cache)
     variants = Variants(found)

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from fastyolo._files import write_json
+from fastyolo._names import distinct_names
 from fastyolo.cli.common import (
     Agnostic,
     Batch,
@@ -148,9 +149,9 @@ def val(
                 "agnostic_nms": agnostic_nms,
                 "half": half,
             }
+            names = distinct_names([metrics.names[label] for label in sorted(metrics.names)])
             by_class = {
-                metrics.names[label]: float(value)
-                for label, value in zip(metrics.ap_class_index, metrics.box.ap, strict=True)
+                names[label]: float(value) for label, value in zip(metrics.ap_class_index, metrics.box.ap, strict=True)
             }
             lines = _keep(history, history_plot, model, data, split, validated[0], settings, document, by_class)
         if json:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastyolo._names import distinct_names
 from fastyolo.diagnose.doctor.outcomes import Kind
 from fastyolo.diagnose.doctor.samples import Sample, Settings
 from fastyolo.diagnose.doctor.suspects import Shown
@@ -20,6 +21,7 @@ _BINS = np.linspace(0, 1, 11)  # of scores
 
 
 def statistics(members: Sequence[Shown], precise: Curves, names: Sequence[str], settings: Settings) -> dict[str, Any]:
+    names = distinct_names(names)
     labels = np.concatenate([s.sample.labels.classes for s in members])
     found = np.concatenate([s.outcomes.found for s in members])
     missed = np.concatenate([s.outcomes.missed for s in members])

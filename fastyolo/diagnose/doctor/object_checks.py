@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastyolo._names import distinct_names
 from fastyolo.diagnose.doctor.anchors import candidates
 from fastyolo.diagnose.doctor.findings import Finding, Severity, counted, share
 from fastyolo.diagnose.doctor.samples import Description, Sample, Settings
@@ -34,13 +35,12 @@ def check(samples: Sequence[Sample], description: Description, settings: Setting
 
 def statistics(samples: Sequence[Sample], description: Description, settings: Settings) -> dict[str, Any]:
     """Objects by split and class, and their shorter sides in pixels of the network's input, of each image once."""
-    names = np.array(description.names)
     sides = _sides(_different(samples), settings.imgsz)
     bins = [0, *settings.strides, 4 * settings.strides[-1], np.inf]
     histogram = np.histogram(sides, bins)[0]
     return {
         "by_class": {
-            split: {name: int(count[names == name].sum()) for name in description.names}  # two may have one name
+            split: dict(zip(distinct_names(description.names), count.tolist(), strict=True))
             for split, count in _counts(samples, description).items()
         },
         "shorter_side": {

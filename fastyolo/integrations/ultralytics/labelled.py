@@ -17,6 +17,7 @@ import torch
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionValidator
 
+from fastyolo._names import distinct_names
 from fastyolo.integrations.ultralytics.data import build_dataset
 
 __all__ = ["Accuracy", "LabelledImages", "fingerprint"]
@@ -30,7 +31,7 @@ class Accuracy:
     """mAP as ultralytics' validator measures it.
 
     Attributes:
-        by_class: AP50-95 of the classes that have objects, by name.
+        by_class: AP50-95 of the classes that have objects, by name, and by number too where several have one name.
     """
 
     map50_95: float
@@ -65,7 +66,7 @@ class LabelledImages(DetectionValidator):
         self.device = torch.device("cpu")
         self.training = False
         self.stride = 32  # of no consequence without rect
-        self._names = dict(enumerate(names))
+        self._names = dict(enumerate(distinct_names(names)))
         self.data = _checked(str(data), len(names))
         self.dataloader = self.get_dataloader(self.data["val"], 1)
 
