@@ -92,7 +92,7 @@ def _smaller(reports: Sequence[Mapping[str, Any]]) -> Group:
             ours, theirs = (report["variants"][name] for name in ("percentile", "float32"))
             times = tuple(one["milliseconds"]["openvino"] for one in (ours, theirs))
             rows.append(("INT8 in OpenVINO, time", times[0] / times[1], _of(*times, "ms")))
-            found = tuple(one["mAP50-95"] for one in (ours, theirs))
+            found = tuple(one["accuracy"]["openvino"]["mAP50-95"] for one in (ours, theirs))
             rows.append((f"mAP50-95 {_KEPT}, {report['data']}", found[0] / found[1], _of(*found, "")))
             sizes = tuple(one["bytes"] / 1e6 for one in (ours, theirs))
             rows.append(("INT8, size of the file", sizes[0] / sizes[1], _of(*sizes, "MB")))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -340,11 +340,24 @@ def render_ptq(report: dict[str, Any]) -> str:
     head = (
         f"{_machine(report)}; {_runtimes(report)}; {report['weights']} at {report['imgsz']} pixels on "
         f"{report['data']}: calibrated on one half ({halves} images), measured on the other, both ways averaged; in "
-        f"brackets the change, and that of each half: differences of a hundredth are chance. mAP in ONNX Runtime. "
+        f"brackets the change, and that of each half: differences of a hundredth are chance. "
         f"{WEIGHTS.get(report['weights'], '')}"
-        f"naive: everything is quantised, boxes and scores too, which then have one scale. {_FOR_RUNTIMES}"
+        "Peers on the same images: what ultralytics exports with quantize=8, to ONNX by ONNX Runtime's quantize_static "
+        "and to OpenVINO by NNCF; and naive, quantize_static with everything quantised, boxes and scores too, which "
+        f"then have one scale. {_FOR_RUNTIMES}"
     )
-    return _quantised(head, report)
+    reference = report["variants"]["float32"]
+    where = {f"{metric} in {runtime}": (runtime, metric) for runtime in reference["accuracy"] for metric in _METRICS}
+    rows = {
+        name: [
+            _changes(found["accuracy"][runtime], reference["accuracy"][runtime], metric)
+            if runtime in found["accuracy"]
+            else "-"
+            for runtime, metric in where.values()
+        ]
+        for name, found in report["variants"].items()
+    }
+    return _quantised(head, report, where, rows)
 
 
 def render_qat(report: dict[str, Any]) -> str:
@@ -354,8 +367,14 @@ def render_qat(report: dict[str, Any]) -> str:
         f"{_machine(report)}; {_runtimes(report)}; {report['model']} at {report['imgsz']} pixels on {report['data']}; "
         f"QAT of {training['epochs']} epochs at a learning rate of {training['lr0']:g}. {_FOR_RUNTIMES}"
     )
-    return _quantised(head, report)
+    reference = report["variants"]["float32"]
+    rows = {
+        name: [_changes(found, reference, metric) for metric in _METRICS] for name, found in report["variants"].items()
+    }
+    return _quantised(head, report, _METRICS, rows)
 
+
+_METRICS = ("mAP50", "mAP50-95")
 
 # Else a reader would take the times in ONNX Runtime for what INT8 comes to there.
 _FOR_RUNTIMES = (
@@ -364,29 +383,26 @@ _FOR_RUNTIMES = (
 )
 
 
-def _quantised(head: str, report: dict[str, Any]) -> str:
-    """A line for each variant, with the changes against float32."""
+def _quantised(
+    head: str, report: dict[str, Any], accuracies: Collection[str], rows: Mapping[str, Sequence[str]]
+) -> str:
+    """A line for each variant: its accuracies, its size and its speed."""
     runtimes = list(report["variants"]["float32"]["speed_up"])
-    lines = [
-        head,
-        "",
-        f"| | mAP50 | mAP50-95 | of the size | {' | '.join(f'times as fast in {name}' for name in runtimes)} |",
-        f"|---|{'--:|' * (3 + len(runtimes))}",
-    ]
-    reference = report["variants"]["float32"]
+    columns = [*accuracies, "of the size", *(f"times as fast in {name}" for name in runtimes)]
+    lines = [head, "", f"| | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for name, found in report["variants"].items():
-        cells = [f"{found[metric]:.4f} ({_changes(found, reference, metric)})" for metric in ("mAP50", "mAP50-95")]
-        cells.append(f"{found['share_of_float32']:.1%}")
-        cells += [f"{found['speed_up'][runtime]:.2f}" for runtime in runtimes]
+        cells = [*rows[name], f"{found['share_of_float32']:.1%}"]
+        cells += [f"{found['speed_up'][runtime]:.2f}" if runtime in found["speed_up"] else "-" for runtime in runtimes]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _changes(found: dict[str, Any], reference: dict[str, Any], metric: str) -> str:
-    """The change, and those of the halves, if there are any."""
+    """A value and its change, and those of the halves, if there are any."""
     pairs = [(found, reference), *zip(found.get("halves", ()), reference.get("halves", ()), strict=True)]
     whole, *halves = (f"{after[metric] - before[metric]:+.4f}" for after, before in pairs)
-    return f"{whole}: {', '.join(halves)}" if halves and found is not reference else whole
+    changes = f"{whole}: {', '.join(halves)}" if halves and found is not reference else whole
+    return f"{found[metric]:.4f} ({changes})"
 
 
 def render_sensitivity(report: dict[str, Any]) -> str:

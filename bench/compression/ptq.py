@@ -4,11 +4,15 @@
 python bench/compression/ptq.py --weights yolov8n.pt --data coco128-val/data.yaml --work runs/ptq
 
 The validation images are split in two halves. A model that is calibrated on one is measured on the other, so that no
-image serves for both, and the results of the two are averaged. float32 is measured on the same halves. "naive" is what
-onnxruntime.quantization.quantize_static makes with every operator quantised, by its min-max ranges;
-"target-onnxruntime" is the percentile calibrator in the form for ONNX Runtime. All run in ONNX
-Runtime on the CPU; latency is measured in it and in OpenVINO, one image to a run, in turns. What is in --work is kept,
-so the command can be repeated until all is there. Needs openvino.
+image serves for both, and the results of the two are averaged. float32 is measured on the same halves.
+"target-onnxruntime" is the percentile calibrator in the form for ONNX Runtime.
+
+The peers are calibrated on the same images: "naive", which onnxruntime.quantization.quantize_static makes with every
+operator quantised, by its min-max ranges, and what ultralytics exports with quantize=8, to ONNX by quantize_static and
+to OpenVINO by NNCF.
+
+Accuracy is measured in ONNX Runtime and, of what is made for it, in OpenVINO; latency in both, one image to a run, in
+turns. What is in --work is kept, so the command can be repeated until all is there. Needs openvino and nncf.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import contextlib
 import io
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,21 +32,27 @@ import onnx
 import torch
 import yaml
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from runtimes import RUNTIMES, latencies
+from runtimes import latencies, runtimes_of
 from ultralytics.data.utils import check_det_dataset, img2label_paths
 
 from fastyolo._files import replacing, write_json
 from fastyolo._machine import cores, installed_version
 from fastyolo.bench.environment import environment
+from fastyolo.compress.accuracy import measure
 from fastyolo.compress.quantization import CALIBRATORS, ptq, qdq, quantize
 from fastyolo.export import export
 from fastyolo.integrations.ultralytics.accuracy import evaluate
 from fastyolo.integrations.ultralytics.export import LOGGER, YOLO
+from fastyolo.integrations.ultralytics.labelled import LabelledImages
+from fastyolo.runtime import Detector
 from fastyolo.runtime.letterbox import Letterbox
 from fastyolo.runtime.sources import read_image
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FOR_ONNXRUNTIME = "target-onnxruntime"
+PEERS = {"ultralytics-onnx": "onnx", "ultralytics-openvino": "openvino"}  # and the format
+FOR_OPENVINO = ("float32", *CALIBRATORS, "ultralytics-openvino")
+METRICS = ("mAP50", "mAP50-95")
 HALVES = (0, 1)
 
 
@@ -57,7 +68,7 @@ def main() -> None:
     torch.set_num_threads(cores())
     LOGGER.setLevel("WARNING")
     halves = split(arguments.data, arguments.work.resolve())
-    variants = ("float32", *CALIBRATORS, FOR_ONNXRUNTIME, "naive")
+    variants = ("float32", *CALIBRATORS, FOR_ONNXRUNTIME, *PEERS, "naive")
     files = {name: [make(name, half, arguments) for half in HALVES] for name in variants}
     facts = environment()
     times = latencies({name: pair[0] for name, pair in files.items()}, arguments.imgsz, arguments.seconds)
@@ -71,16 +82,13 @@ def main() -> None:
         "imgsz": arguments.imgsz,
         "images": [len(list((half.parent / "images").iterdir())) for half in halves],
         "percentile": ptq.PERCENTILE,
-        "runtimes": {package: installed_version(package) for package in ("onnxruntime", "openvino")},
+        "runtimes": {package: installed_version(package) for package in ("onnxruntime", "openvino", "nncf")},
         "environment": facts,
         "variants": {},
     }
     for name, pair in files.items():
         report["variants"][name] = found = assess(name, pair, halves, times, arguments)
-        reference = report["variants"]["float32"]
-        for metric in ("mAP50", "mAP50-95"):
-            found[f"{metric}_change"] = round(found[metric] - reference[metric], 4)
-        found["share_of_float32"] = round(found["bytes"] / reference["bytes"], 4)
+        found["share_of_float32"] = round(found["bytes"] / report["variants"]["float32"]["bytes"], 4)
         print(name, found, flush=True)
     write_json(arguments.json or RESULTS / f"ptq-{arguments.weights.stem}-{facts['date'][:10]}.json", report)
 
@@ -111,7 +119,11 @@ def make(name: str, half: int, arguments: argparse.Namespace) -> Path:
     float32 = work / "float32.onnx"
     if not float32.exists():
         export(arguments.weights, outputs="boxes", imgsz=arguments.imgsz, path=float32)
-    path = float32 if name == "float32" else work / f"{name}{half}.onnx"
+    if name == "float32":
+        return float32
+    if name in PEERS:
+        return export_peer(name, half, arguments)
+    path = work / f"{name}{half}.onnx"
     if not path.exists():
         images = work / f"half{half}" / "images"
         if name == "naive":
@@ -121,6 +133,20 @@ def make(name: str, half: int, arguments: argparse.Namespace) -> Path:
         else:
             quantize(float32, images, calibrator=name, path=path, cache=work / "calibration")
     return path
+
+
+def export_peer(name: str, half: int, arguments: argparse.Namespace) -> Path:
+    """The file that ultralytics makes."""
+    work = arguments.work.resolve()
+    suffix = ".onnx" if PEERS[name] == "onnx" else "_openvino_model"  # of a folder, by which ultralytics knows it
+    made = work / f"{name}{half}{suffix}"
+    if not made.exists():
+        with tempfile.TemporaryDirectory(dir=work) as scratch:  # where it leaves other files too
+            model = YOLO(shutil.copy(arguments.weights, scratch))
+            data = work / f"half{half}" / "data.yaml"
+            exported = model.export(format=PEERS[name], quantize=8, data=str(data), imgsz=arguments.imgsz, device="cpu")
+            Path(exported).rename(made)
+    return made if made.is_file() else next(made.glob("*.xml"))
 
 
 def write_naive(float32: Path, images: Path, target: Path) -> None:
@@ -155,29 +181,41 @@ def assess(
     name: str, files: list[Path], halves: list[Path], times: dict[str, float], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Of a variant, whose file i was calibrated on half i."""
-    accuracies = [accuracy(files[half], halves[1 - half], arguments) for half in HALVES]
-    counts = qdq.count(onnx.load(files[0]))
-    mean = {metric: float(np.mean([each[metric] for each in accuracies])) for metric in ("mAP50", "mAP50-95")}
-    return {
-        **mean,
-        "halves": accuracies,
-        "bytes": files[0].stat().st_size,
-        "int8_convolutions": counts.convolutions[0],
-        "pairs": counts.pairs,
-        "edges": counts.edges,
-        "reformat_free_edges": counts.reformat_free,
-        "milliseconds": {runtime: times[f"{runtime} {name}"] for runtime in RUNTIMES},
-        "speed_up": {
-            runtime: round(times[f"{runtime} float32"] / times[f"{runtime} {name}"], 3) for runtime in RUNTIMES
-        },
+    made = [file for file in (files[0], files[0].with_suffix(".bin")) if file.exists()]
+    found: dict[str, Any] = {
+        "accuracy": {},
+        "bytes": sum(file.stat().st_size for file in made),
+        "milliseconds": {},
+        "speed_up": {},
     }
+    for runtime in runtimes_of(files[0]):
+        if runtime == "onnxruntime" or name in FOR_OPENVINO:
+            by_half = [accuracy(files[half], runtime, halves[1 - half], arguments) for half in HALVES]
+            mean = {metric: float(np.mean([each[metric] for each in by_half])) for metric in METRICS}
+            found["accuracy"][runtime] = {**mean, "halves": by_half}
+        found["milliseconds"][runtime] = milliseconds = times[f"{runtime} {name}"]
+        found["speed_up"][runtime] = round(times[f"{runtime} float32"] / milliseconds, 3)
+    if files[0].suffix == ".onnx":
+        counts = qdq.count(onnx.load(files[0]))
+        found |= {
+            "int8_convolutions": counts.convolutions[0],
+            "pairs": counts.pairs,
+            "edges": counts.edges,
+            "reformat_free_edges": counts.reformat_free,
+        }
+    return found
 
 
-def accuracy(file: Path, data: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Measured once for each file and half."""
-    kept = file.with_name(f"{file.stem}-on-{data.parent.name}.json")
+def accuracy(file: Path, runtime: str, data: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Measured once for each file, runtime and half."""
+    source = file.parent if file.suffix == ".xml" else file
+    kept = arguments.work.resolve() / f"{source.stem}-{runtime}-on-{data.parent.name}.json"
     if not kept.exists():
-        found = evaluate(YOLO(file, task="detect"), str(data), arguments.imgsz, device="cpu")
+        if runtime == "openvino" and source == file:  # an ONNX file, which ultralytics gives to ONNX Runtime
+            images = LabelledImages(data, arguments.imgsz, Detector(file).names)
+            found: Any = measure(file, images, engine="openvino")
+        else:
+            found = evaluate(YOLO(source, task="detect"), str(data), arguments.imgsz, device="cpu")
         write_json(kept, {"mAP50": found.map50, "mAP50-95": found.map50_95})
     result: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
     return result
