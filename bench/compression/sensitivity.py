@@ -90,11 +90,11 @@ def ranking(half: int, halves: list[Path], arguments: argparse.Namespace) -> dic
 
 def kept(halves: list[Path], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Accuracy, size and noise with the N worst parts in float; the mean of both ways."""
-    reference = [accuracy(float32(arguments), halves[1 - half], arguments) for half in HALVES]
+    reference = [accuracy(float32(arguments), "onnxruntime", halves[1 - half], arguments) for half in HALVES]
     rows = []
     for count in KEPT:
         files = [int8(half, count, halves, arguments) for half in HALVES]
-        found = [accuracy(files[half], halves[1 - half], arguments) for half in HALVES]
+        found = [accuracy(files[half], "onnxruntime", halves[1 - half], arguments) for half in HALVES]
         notes = [note(file) for file in files]
         row: dict[str, Any] = {
             "count": count,
